@@ -1,0 +1,85 @@
+# Everything a developer runs. Each target sets up what it needs; `make` alone lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first that runs and is new enough: a version manager's shim may be found and yet not run.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; \
+	done)
+
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint types layers docs examples format bench build clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Show the library at work (DEMO_ARGS="--help")
+	$(BIN)/action-retrier demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
+	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
+
+check: lint types layers examples docs ## Check everything else that CI checks
+
+lint: $(VENV)/.dev ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev ## Check that imports point down
+	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.dev ## Run the code blocks of the documentation
+	$(BIN)/pytest -n 2 tests/docs
+
+examples: $(VENV)/.dev ## Run each example in an empty directory
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	for example in $(wildcard examples/*.py); do \
+		echo "$$example"; \
+		mkdir "$$work/here"; \
+		(cd "$$work/here" && "$(CURDIR)/$(BIN)/python" "$(CURDIR)/$$example"); \
+		rm -r "$$work/here"; \
+	done
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## Run the benchmarks (BENCH_ARGS="--help")
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+build: $(VENV)/.dev ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove whatever can be made again
+	rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps, so that a second run installs nothing. The install is editable: only pyproject.toml can outdate it.
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { \
+		echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Not a Python 3.11 or newer: $(PYTHON). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make a virtual environment with pip: it lacks the module venv or ensurepip." >&2; \
+		echo "On Debian and Ubuntu: apt install python3-venv. Or name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,81 @@
+"""Run one action once and say how it ended. No database here."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from pydantic import ValidationError
+
+from ._codec import RESULT_LIMIT, NotJSONError, check_size, describe_exception, explain
+from ._contexts import AttemptSignals
+from ._lifecycle import Outcome, Raised, Succeeded
+from ._registry import Action
+from ._threads import DaemonThreads
+from .errors import NonRetryableError, PayloadTooLarge, RetryAfter
+
+
+async def execute(
+    action: Action[Any, Any, Any], args: str, ctx: object, signals: AttemptSignals, threads: DaemonThreads
+) -> Outcome:
+    """
+    Call *action* with stored arguments and return how that ended, whatever the action does.
+
+    Returns:
+        `Succeeded` or `Raised`. When ``signals.stop_reason`` is set the caller knows better.
+    """
+    try:
+        arguments = action.signature.decode_arguments(args)
+    except ValidationError as error:
+        # The signature has changed since the run was started. A deployment may change it back.
+        return Raised("InvalidArguments", f"the stored arguments do not fit {action.name!r}: {explain(error)}")
+    except BaseException as error:  # noqa: BLE001 - a validator is user code
+        return outcome_of(action, error)
+    try:
+        if action.signature.is_async:
+            value = await _call(action.signature.call(ctx, arguments))
+        else:
+            value = await threads.run(lambda: action.signature.call(ctx, arguments))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if signals.stop_reason is None and task is not None and task.cancelling():
+            raise  # nobody told the action to stop: the whole program is being canceled
+        return outcome_of(action, error)
+    except BaseException as error:  # noqa: BLE001 - the action call: whatever it raises is an outcome
+        return outcome_of(action, error)
+    return _returned(action, value)
+
+
+async def _call(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _returned(action: Action[Any, Any, Any], value: object) -> Outcome:
+    try:
+        text = action.signature.encode_result(value)
+        check_size(f"return value of {action.name!r}", RESULT_LIMIT, text)
+    except NotJSONError as error:
+        return _unusable(f"the return value of {action.name!r} cannot be stored: {error}")
+    except PayloadTooLarge as error:
+        return _unusable(error.message)
+    except BaseException as error:  # noqa: BLE001 - a serializer is user code
+        return _unusable(f"the return value of {action.name!r} cannot be stored: {type(error).__name__}")
+    return Succeeded(text)
+
+
+def _unusable(problem: str) -> Raised:
+    # Its side effects have happened: running it again would help nobody.
+    return Raised("InvalidReturnValue", problem, retryable=False)
+
+
+def outcome_of(action: Action[Any, Any, Any], error: BaseException) -> Raised:
+    """Turn what the action raised into an outcome."""
+    told = error
+    if isinstance(error, RetryAfter | NonRetryableError) and error.__cause__ is not None:
+        told = error.__cause__
+    error_type, message, traceback = describe_exception(told)
+    if isinstance(error, RetryAfter):
+        return Raised(error_type, message, traceback, retry_after_ms=error.delay_ms)
+    retryable = not isinstance(error, NonRetryableError) and action.retries(error)
+    return Raised(error_type, message, traceback, retryable=retryable)
+
+

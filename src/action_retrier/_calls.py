@@ -1,0 +1,401 @@
+"""What both colours of retrier share: checking a call, and finding the transaction it belongs to."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, get_args
+
+from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
+from ._ids import is_run_id, new_run_id
+from ._lifecycle import State
+from ._open_transactions import refuse_inside_transaction
+from ._ops import control, reads
+from ._ops.starts import Start, start_runs
+from ._policy import CallOptions, RetryPolicy, check_count, check_name, check_number, check_options, to_us
+from ._registry import Action, Bound, Mutation, encode_by_name, encode_context
+from ._statements import Op, Row, Rows
+from .config import logger
+from .errors import InvalidContext, RunNotFound
+from .results import CallbackState, Completed, Page, Run, RunResult, RunStatus
+
+if TYPE_CHECKING:
+    from .app import App
+    from .drivers import Colour
+
+T = TypeVar("T")
+
+POLL_S = 0.25
+_SECONDS_SUSPECTED_BELOW = 10**11  # as milliseconds, that is 1973
+_LATEST_US = 253_402_300_799_000_000  # the end of the year 9999
+_MOST_RUNS = 1000
+_CALL_ONLY = frozenset({"idempotency_key"})
+_KEY_LENGTH = 255
+
+
+class Target(Protocol):
+    """A transaction of the caller's in which an operation runs."""
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* there."""
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op* there."""
+
+
+class Call:
+    """
+    One call of `ActionRetrier.run`, for ``run_many``: takes everything that it takes after ``ctx``.
+
+    Example:
+        >>> Call("billing:charge", {"order_id": 7}, max_failures=2)
+        Call('billing:charge')
+    """
+
+    __slots__ = ("action", "args", "context", "on_complete", "options")
+
+    def __init__(
+        self,
+        action: "Action[..., ..., Any] | Bound | str",
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: "Mutation[..., Any] | str | None" = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        self.action = action
+        self.args = args
+        self.on_complete = on_complete
+        self.context = context
+        self.options: Mapping[str, Any] = dict(options)
+
+    def __repr__(self) -> str:
+        return f"Call({getattr(self.action, 'name', self.action)!r})"
+
+
+class Calls:
+    """Turns what a caller passes into operations, and finds where they run."""
+
+    def __init__(self, app: "App", options: Mapping[str, Any]) -> None:
+        if not hasattr(app, "_engine"):
+            raise TypeError(f"app must be an App, not {app!r:.80}")
+        check_options(options, where="ActionRetrier")
+        self._app = app
+        self._engine = app._engine  # noqa: SLF001 - one floor, one house
+        self.database = self._engine.database
+        self._namespace = self._engine.namespace
+        self._options = dict(options)
+        self._default_policies: dict[str | None, RetryPolicy] = {}
+
+    # Starting.
+
+    def start(self, call: Call, *, at: datetime | float | None = None, delay_ms: float = 0) -> Start:
+        """Check one call and encode it."""
+        given: object = call.action
+        args = call.args
+        if isinstance(given, Bound):
+            if args is not None:
+                raise TypeError("args must not be given with a bind: it has its own")
+            given, args = given.action, given.args
+        registry = self._engine.registry
+        name, action = registry.find_action(given)
+        encoded = encode_by_name(name, args) if action is None else action.signature.encode_arguments(args)
+        on_complete, mutation = "", None
+        if call.on_complete is not None:
+            on_complete, mutation = registry.find_callback(call.on_complete)
+        at_us = None if at is None else _instant_us(at)
+        check_number("delay_ms", delay_ms)
+        if to_us(delay_ms) + self._engine.clock.now_us() > _LATEST_US:
+            raise ValueError(f"delay_ms={delay_ms!r} ends after the year 9999")
+        return Start(
+            id=new_run_id(self._engine.clock),
+            action=name,
+            args=encoded,
+            policy=self._policy(action, call.options),
+            on_complete=on_complete,
+            context=encode_context(mutation, on_complete or name, call.context, encoded),
+            at_us=at_us,
+            delay_us=to_us(delay_ms),
+            idempotency_key=_check_key(call.options.get("idempotency_key")),
+        )
+
+    def start_many(self, calls: Iterable[Call]) -> list[Start]:
+        """Check many calls."""
+        starts = []
+        for call in calls:
+            if not isinstance(call, Call):
+                raise TypeError(f"run_many takes Call(...) objects, not {call!r:.80}")
+            starts.append(self.start(call))
+        return starts
+
+    def start_op(self, starts: list[Start]) -> Op[list[str]]:
+        """Return the operation that starts runs."""
+        return start_runs(self._namespace, starts)
+
+    def _policy(self, action: "Action[Any, Any, Any] | None", options: Mapping[str, Any]) -> RetryPolicy:
+        """Options: per call, else per action, else per retrier, else the default; each field on its own."""
+        if options:
+            check_options(options, where="run", extra=_CALL_ONLY)
+        key = None if action is None else action.name
+        found = self._default_policies.get(key)
+        if found is None:
+            found = RetryPolicy(**{**self._options, **(action.options if action else {})})
+            self._default_policies[key] = found
+        own = {name: value for name, value in options.items() if name not in _CALL_ONLY}
+        if not own:
+            return found
+        return RetryPolicy(**{**self._options, **(action.options if action else {}), **own})
+
+    # Reading.
+
+    def status(self, run_id: str) -> Op[RunStatus]:
+        """Return the operation that reads a status."""
+        return reads.read_status(self._namespace, _known(run_id))
+
+    def get(self, run_id: str) -> Op[tuple[Row, Rows, Rows]]:
+        """Return the operation that reads a run."""
+        return reads.read_run(self._namespace, _known(run_id))
+
+    def run_of(self, row: Row, attempts: Rows, workers: Rows) -> Run:
+        """Build the run that `get` has read."""
+        return reads.run_of(row, attempts, self._alive(workers))
+
+    def listing(
+        self,
+        *,
+        state: str | None,
+        action: object,
+        queue: str | None,
+        callback: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Callable[[], Op[tuple[Rows, Rows, Rows]]]:
+        """Check a filter, and return what makes the operation that lists."""
+        _check_choice("state", state, tuple(State))
+        _check_choice("callback", callback, get_args(CallbackState))
+        check_count("limit", limit, at_least=1, at_most=_MOST_RUNS)
+        if cursor is not None and not is_run_id(cursor):
+            raise ValueError(f"cursor must be the cursor of another page, not {cursor!r}")
+        name = self._name(action)
+        return lambda: reads.read_runs(
+            self._namespace, state=state, action=name, queue=queue, callback=callback, before=cursor, count=limit + 1
+        )
+
+    def page_of(self, limit: int, rows: Rows, attempts: Rows, workers: Rows) -> Page:
+        """Build the page that `listing` has read."""
+        return reads.page_of(rows, attempts, self._alive(workers), limit)
+
+    def _alive(self, workers: Rows) -> Rows:
+        dead = self.database.leases.dead([row["id"] for row in workers])
+        return [row for row in workers if row["id"] not in dead]
+
+    # Steering.
+
+    def cancel(self, run_id: str) -> Op[bool]:
+        """Return the operation that cancels."""
+        return control.cancel_run(self._namespace, _known(run_id))
+
+    def cancel_all(self, which: control.Filter) -> Op[int]:
+        """Return the operation that cancels in bulk."""
+        return control.cancel_runs(self._namespace, which)
+
+    def cleanup(self, run_id: str, *, discard_callback: bool) -> Op[bool]:
+        """Return the operation that removes a run."""
+        return control.clean_up_run(self._namespace, _known(run_id), discard_callback=discard_callback)
+
+    @staticmethod
+    def tell_of_discarded(run_id: str, *, discarded: bool) -> None:
+        """Leave a trace of an operator's decision."""
+        if discarded:
+            logger.warning("the pending callback of run %s was discarded", run_id, extra={"run_id": run_id})
+
+    def retry(self, run_id: str) -> Op[str]:
+        """Return the operation that starts a run afresh."""
+        yield from control.retry_run(self._namespace, _known(run_id))
+        return run_id
+
+    def retry_all(self, which: control.Filter) -> Op[int]:
+        """Return the operation that starts runs afresh in bulk."""
+        return control.retry_runs(self._namespace, which)
+
+    def which(self, method: str, *, action: object, queue: str | None, everything: bool) -> control.Filter:
+        """Check the filter of a bulk call."""
+        if action is None and queue is None and everything is not True:
+            raise ValueError(f"{method}: give a filter (action=..., queue=...), or everything=True if all are meant")
+        return control.Filter(self._name(action), queue)
+
+    def _name(self, action: object) -> str | None:
+        if action is None:
+            return None
+        return self._engine.registry.find_action(action.action if isinstance(action, Bound) else action)[0]
+
+    # The transaction.
+
+    def target(self, ctx: object, colour: "Colour", *, writes: bool) -> Target | None:
+        """
+        Return the transaction that *ctx* holds; None for one of our own.
+
+        Raises:
+            InvalidContext: It holds none that could serve, with the remedy.
+        """
+        if ctx is self._app:
+            refuse_inside_transaction(self.database)
+            return None
+        if isinstance(ctx, ActionCtx | SyncActionCtx):
+            self._check_home(ctx._database)  # noqa: SLF001
+            _check_colour("async" if isinstance(ctx, ActionCtx) else "sync", colour, ctx)
+            refuse_inside_transaction(self.database)
+            return None
+        if isinstance(ctx, MutationCtx):
+            self._check_home(ctx._database)  # noqa: SLF001
+            _check_colour(ctx._colour, colour, ctx)  # noqa: SLF001
+            _ = ctx.db  # raises once the transaction has ended
+            return ctx._transaction  # noqa: SLF001
+        _refuse_functions(ctx)
+        executor = self.database.executor(ctx, writes=writes)
+        if executor is None:
+            raise InvalidContext(
+                problem=f"ctx is {_describe(ctx)}, which holds no transaction on {self.database.location}",
+                remedy="pass the app, the ctx of an action or a mutation, or an open connection to that database",
+            )
+        return executor
+
+    def _check_home(self, database: object) -> None:
+        if database is not self.database:
+            raise InvalidContext(
+                problem="ctx belongs to another App than this retrier", remedy="use the retrier of that App"
+            )
+
+    def refuse_to_wait(self, ctx: object, colour: "Colour") -> None:
+        """Raise `InvalidContext` if *ctx* has a transaction open."""
+        target = self.target(ctx, colour, writes=False)
+        if isinstance(ctx, MutationCtx) or getattr(target, "in_transaction", False):
+            raise InvalidContext(
+                problem="wait was called inside a transaction",
+                remedy="commit first, then wait with the app as ctx: a run does not start before its transaction commits",
+            )
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call *wake*, from any thread, when something may have ended; returns the way to end that."""
+        subscription = self.database.changes.subscribe(wake)
+        subscription.active = True
+        end_clock = self._engine.clock.subscribe(wake)
+
+        def end() -> None:
+            subscription.active = False
+            subscription.close()
+            end_clock()
+
+        return end
+
+    def monotonic_us(self) -> int:
+        """Return the injected monotonic clock."""
+        return self._engine.clock.monotonic_us()
+
+
+class Waiting:
+    """The part of waiting for a run that has no colour."""
+
+    def __init__(self, calls: Calls, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> None:
+        self._calls = calls
+        self._wake = wake
+        self._run_id = run_id
+        self._timeout_ms = timeout_ms
+        self._until_us = None if timeout_ms is None else calls.monotonic_us() + to_us(timeout_ms)
+        self._end: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        self._end = self._calls.subscribe(self._wake)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._end is not None:
+            self._end()
+
+    def result_of(self, status: RunStatus) -> RunResult | None:
+        """Return the result; None to wait on. Raises TimeoutError when that has lasted too long."""
+        if isinstance(status, Completed):
+            return status.result
+        if self._until_us is not None and self._calls.monotonic_us() >= self._until_us:
+            raise TimeoutError(f"run {self._run_id} has not ended within {self._timeout_ms:g} ms")
+        return None
+
+    def pause_s(self) -> float:
+        """Return how long to wait for a wake-up before looking again."""
+        if self._until_us is None:
+            return POLL_S
+        return min(POLL_S, max(0.001, (self._until_us - self._calls.monotonic_us()) / 1e6))
+
+
+def check_wait(timeout_ms: float | None) -> None:
+    """Raise unless *timeout_ms* is a number that is not negative, or None."""
+    if timeout_ms is not None:
+        check_number("timeout_ms", timeout_ms)
+
+
+def _known(run_id: object) -> str:
+    """Raise `RunNotFound` for what cannot be an id, without asking the database."""
+    if not is_run_id(run_id):
+        raise RunNotFound(run_id=run_id)
+    return str(run_id)
+
+
+def _instant_us(when: datetime | float) -> int:
+    if isinstance(when, datetime):
+        if when.utcoffset() is None:
+            raise ValueError(f"when must be an aware datetime, and {when!r} is naive: give it a tzinfo, such as UTC")
+        return _floor_us(when.timestamp() * 1000)
+    check_number("when", when)
+    if when < _SECONDS_SUSPECTED_BELOW:
+        raise ValueError(f"when={when!r} looks like seconds: pass milliseconds since the epoch, or an aware datetime")
+    if when * 1000 > _LATEST_US:
+        raise ValueError(f"when={when!r} lies after the year 9999: pass milliseconds since the epoch")
+    return _floor_us(when)
+
+
+def _floor_us(ms: float) -> int:
+    return round(ms * 1000)
+
+
+def _check_key(key: object) -> str | None:
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise TypeError(f"idempotency_key must be a string, not {key!r}")
+    if not 1 <= len(key) <= _KEY_LENGTH:
+        raise ValueError(f"idempotency_key must have 1 to {_KEY_LENGTH} characters, not {len(key)}")
+    with suppress(UnicodeEncodeError):
+        key.encode()
+        if "\0" not in key:
+            return key
+    raise ValueError(f"idempotency_key {key!r} has characters that a database cannot store")
+
+
+def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    if value is not None and value not in tuple(choices):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _check_colour(has: "Colour", wanted: "Colour", ctx: object) -> None:
+    if has != wanted:
+        retrier = "ActionRetrier" if has == "async" else "SyncActionRetrier"
+        raise InvalidContext(
+            problem=f"ctx is {_describe(ctx)} of the other colour ({has})", remedy=f"use {retrier} with it"
+        )
+
+
+def _refuse_functions(ctx: object) -> None:
+    given = ctx.action if isinstance(ctx, Bound) else ctx
+    if isinstance(given, Action | Mutation):
+        raise InvalidContext(
+            problem=f"ctx is the {given.kind} {given.name!r}", remedy="pass app or your session first, then the action"
+        )
+
+
+def _describe(ctx: object) -> str:
+    name = type(ctx).__qualname__
+    article = "an" if name[:1] in "AEIOUaeiou" else "a"
+    return f"{article} {name}"
+
+
+

@@ -1,0 +1,202 @@
+"""
+The end of a run and its callback: one transaction.
+
+The done mark is written before the callback is called, in its transaction, under the attempt's
+fence. What the callback writes commits with the mark or not at all.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
+from ._lifecycle import Finish, Move, State, callback_delay_us
+from ._mutations import Mutations
+from ._ops.reports import CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
+from ._registry import Mutation, Registry
+from ._statements import Op, Row
+from .config import logger
+from .drivers import Database, Transaction
+from .results import Canceled, Failed, RunResult, Success
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """
+    An attempt that has ended, and what follows.
+
+    Attributes:
+        on_complete: Name of the callback that the run owes once it ends; empty without one.
+        suspect: Its last attempt died with its worker, so the outcome is committed before the callback is tried.
+    """
+
+    run_id: str
+    attempt: int
+    worker: str
+    move: Move
+    on_complete: str = ""
+    context: str | None = None
+    progress: tuple[float, str] | None = None
+    suspect: bool = False
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether this end is one that the callback should share its transaction with."""
+        return isinstance(self.move, Finish) and bool(self.on_complete) and not self.suspect
+
+    def settled(self, callback: CallbackMark | None = None) -> Settled:
+        """Return what is written, with the callback as it turned out."""
+        if callback is None:
+            owes = isinstance(self.move, Finish) and self.on_complete
+            callback = CallbackMark("pending") if owes else CallbackMark()
+        return Settled(self.run_id, self.attempt, self.worker, self.move, callback, self.progress)
+
+
+class Completion:
+    """Writes reports and calls back."""
+
+    def __init__(self, database: Database, registry: Registry, mutations: Mutations, rng: Random) -> None:
+        self._database = database
+        self._registry = registry
+        self._mutations = mutations
+        self._rng = rng
+
+    async def write(self, reports: Sequence[Report]) -> None:
+        """Write reports whose callbacks, if any, are not called now. All in one transaction."""
+        settled = [report.settled() for report in reports]
+        owned = await self._database.write(lambda: apply_moves(settled))
+        for report in reports:
+            _tell(report, owned=report.run_id in owned)
+
+    async def complete(self, reports: Sequence[Report]) -> None:
+        """
+        End runs and call back, in the same transaction.
+
+        Serializable callbacks have a transaction each. Those that opted into *read committed*
+        share one, each in its savepoint; if the shared one fails, each is done again by itself.
+        """
+        shared = [report for report in reports if self._callback(report).isolation == "read committed"]
+        if len(shared) > 1:
+            try:
+                async with self._database.transaction() as transaction:
+                    for report in shared:
+                        await self._complete_in(transaction, report)
+            except Exception as error:  # noqa: BLE001 - whatever it was, each is tried alone
+                logger.info("a shared transaction of callbacks failed; each is done alone (%s)", type(error).__name__)
+            else:
+                reports = [report for report in reports if report not in shared]
+        for report in reports:
+            await self._complete_alone(report)
+
+    async def _complete_in(self, transaction: Transaction, report: Report) -> None:
+        try:
+            with transaction.savepoint():
+                await self._finish_and_call(transaction, report)
+        except Exception as error:
+            if not transaction.is_open:
+                raise
+            await transaction.run(apply_moves([report.settled(self._postponed(report, error))]))
+
+    async def _complete_alone(self, report: Report) -> None:
+        try:
+            async with self._database.transaction() as transaction:
+                await self._finish_and_call(transaction, report)
+        except BaseException as error:
+            if _is_being_canceled():
+                raise
+            # The outcome stays, and the callback alone is tried again.
+            settled = report.settled(self._postponed(report, error))
+            await self._database.write(lambda: apply_moves([settled]))
+
+    async def _finish_and_call(self, transaction: Transaction, report: Report) -> None:
+        owned = await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))]))
+        _tell(report, owned=bool(owned))
+        if not owned:
+            return
+        callback = self._callback(report)
+        arguments = callback.callback_arguments(
+            run_id=report.run_id, result=_result(report.move), context=report.context
+        )
+        await self._mutations.call(transaction, callback, arguments)
+
+    def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
+        delay = callback_delay_us(1, self._rng)
+        return CallbackMark("pending", tries=1, delay_us=delay, error=_describe(report.run_id, report.on_complete, error))
+
+    async def call_back(self, row: Row, worker: str) -> None:
+        """Call a callback that has been claimed, alone in a transaction of its own."""
+        run_id, tries = row["id"], row["callback_tries"]
+        callback = self._registry.mutations[row["on_complete"]]
+        try:
+            async with self._database.transaction() as transaction:
+                if not await transaction.run(finish_callback(run_id, worker, tries)):
+                    return
+                arguments = callback.callback_arguments(
+                    run_id=run_id, result=_result_of(row), context=row["context"]
+                )
+                await self._mutations.call(transaction, callback, arguments)
+        except BaseException as error:
+            if _is_being_canceled():
+                raise
+            text = _describe(run_id, callback.name, error)
+            delay = callback_delay_us(tries, self._rng)
+            make: Callable[[], Op[bool]] = lambda: postpone_callback(run_id, worker, tries, delay, text)  # noqa: E731
+            await self._database.write(make)
+
+    def _callback(self, report: Report) -> Mutation[Any, Any]:
+        return self._registry.mutations[report.on_complete]
+
+
+def _is_being_canceled() -> bool:
+    """Tell a cancellation of this task from a CancelledError that a callback raised."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _result(move: Move) -> RunResult:
+    assert isinstance(move, Finish)
+    if move.state == State.SUCCEEDED:
+        return Success(loads(move.result))
+    assert move.failure is not None
+    return Failed(move.failure.error, move.failure.error_type)
+
+
+def _result_of(row: Row) -> RunResult:
+    match row["state"]:
+        case State.SUCCEEDED:
+            return Success(loads(row["result"]))
+        case State.CANCELED:
+            return Canceled()
+        case _:
+            return Failed(row["error"], row["error_type"])
+
+
+def _describe(run_id: str, name: str, error: BaseException) -> str:
+    error_type, message, _ = describe_exception(error)
+    logger.warning(
+        "callback %s of run %s raised %s; it is tried again", name, run_id, error_type, extra={"run_id": run_id}
+    )
+    return clean_text(f"{error_type}: {message}", ERROR_LIMIT)
+
+
+def _tell(report: Report, *, owned: bool) -> None:
+    """One line for each end of an attempt: never a message, an argument or a result."""
+    extra = {"run_id": report.run_id, "attempt": report.attempt}
+    move = report.move
+    if not owned:
+        logger.warning("run %s: attempt %d is superseded; ignored", report.run_id, report.attempt, extra=extra)
+    elif isinstance(move, Finish):
+        if move.failure is None:
+            logger.info("run %s succeeded in attempt %d", report.run_id, report.attempt, extra=extra)
+        else:
+            logger.error(
+                "run %s failed for good in attempt %d: %s", report.run_id, report.attempt, move.failure.error_type,
+                extra=extra,
+            )
+    elif move.failure is not None:
+        logger.warning(
+            "run %s failed in attempt %d: %s; next in %.3f s", report.run_id, report.attempt, move.failure.error_type,
+            move.delay_us / 1e6, extra=extra,
+        )

@@ -1,0 +1,56 @@
+"""The heartbeat: renews a worker's lease from a thread of its own, which blocked user code cannot stop."""
+
+import threading
+from collections.abc import Callable
+
+from .config import logger
+from .drivers import Leases
+
+HEARTBEAT_S = 3.0
+
+
+class Heartbeat:
+    """Renews the lease of one worker until it is stopped."""
+
+    def __init__(
+        self, leases: Leases, worker: str, *, is_wanted: Callable[[], bool], lost: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            leases: Where the lease is.
+            worker: Whose lease it is.
+            is_wanted: Tells whether there is still somebody to hold it for; when not, it ends.
+            lost: Called, in the heartbeat's thread, when the lease may have ended.
+        """
+        self._leases = leases
+        self._worker = worker
+        self._is_wanted = is_wanted
+        self._lost = lost
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="action-retrier-heartbeat", daemon=True)
+        leases.acquire(worker)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and give up the lease."""
+        self._stop.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._leases.release(self._worker)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            if not self._is_wanted():
+                # The event loop is gone without a goodbye: let others have the runs.
+                self._leases.release(self._worker)
+                return
+            try:
+                renewed = self._leases.renew(self._worker)
+            except OSError as error:
+                logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
+                continue
+            if not renewed:
+                self._lost()

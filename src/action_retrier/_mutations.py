@@ -1,0 +1,173 @@
+"""Run mutations: user code inside a database transaction, with a time limit."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from ._clock import Clock
+from ._contexts import MutationCtx
+from ._open_transactions import opened_here, refuse_inside_transaction
+from ._registry import Mutation, Registry
+from ._threads import DaemonThreads
+from .drivers import Database, Transaction
+
+_THREADS = 16
+_CANCEL_GRACE_S = 1.0
+
+
+class MutationTimeout(Exception):
+    """A mutation outlasted its ``timeout_ms``; it was rolled back."""
+
+    def __init__(self, mutation: Mutation[Any, Any]) -> None:
+        super().__init__(f"mutation {mutation.name!r} took longer than timeout_ms={mutation.timeout_ms:g}: rolled back")
+
+
+class Mutations:
+    """Runs the mutations of one app, in a pool of threads of its own."""
+
+    def __init__(self, database: Database, registry: Registry, clock: Clock) -> None:
+        self._database = database
+        self._registry = registry
+        self._clock = clock
+        self._threads = DaemonThreads(_THREADS, "action-retrier-mutation")
+
+    async def run(self, given: object, args: Mapping[str, Any] | None) -> Any:
+        """Run a mutation in a transaction of its own and return what it returns."""
+        mutation = self._registry.find_mutation(given)
+        arguments = mutation.signature.check_arguments(args)
+        refuse_inside_transaction(self._database)
+        async with self._database.transaction() as transaction:
+            return await self.call(transaction, mutation, arguments)
+
+    def run_sync(self, given: object, args: Mapping[str, Any] | None) -> Any:
+        """Run a mutation in a transaction of its own and return what it returns; blocks."""
+        mutation = self._registry.find_mutation(given)
+        arguments = mutation.signature.check_arguments(args)
+        refuse_inside_transaction(self._database)
+        if mutation.signature.is_async:
+            return run_in_loop(lambda: self._run_async(mutation, arguments))
+        with self._database.transaction_sync() as transaction:
+            return self._call_sync(transaction, mutation, arguments)
+
+    async def _run_async(self, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
+        async with self._database.transaction() as transaction:
+            return await self.call(transaction, mutation, arguments)
+
+    async def call(self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
+        """
+        Call *mutation* in an open transaction, whatever its colour.
+
+        Raises:
+            MutationTimeout: It took too long. If it does not react, the transaction is gone.
+            RuntimeError: It tried to end the transaction.
+        """
+        ended = _Ended()
+        with transaction.user_code():
+            task = asyncio.ensure_future(self._start(transaction, mutation, arguments, ended))
+            try:
+                in_time = await _wait(task, round(mutation.timeout_ms * 1000), self._clock)
+            except asyncio.CancelledError:
+                await self._stop(task, transaction, mutation)
+                raise
+            if not in_time:
+                await self._stop(task, transaction, mutation)
+                raise MutationTimeout(mutation)
+        return ended.outcome()
+
+    async def _start(
+        self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any], ended: "_Ended"
+    ) -> None:
+        """Never raises: a SystemExit that leaves a task would end the event loop."""
+        ctx = MutationCtx(transaction, self._database, "async" if mutation.signature.is_async else "sync")
+        try:
+            if mutation.signature.is_async:
+                with opened_here(self._database):
+                    ended.value = await mutation.signature.call(ctx, arguments)
+            else:
+                ended.value = await self._threads.run(lambda: self._call_here(ctx, mutation, arguments))
+        except BaseException as error:  # noqa: BLE001 - the mutation's own, raised again by `call`
+            ended.error = error
+
+    def _call_here(self, ctx: MutationCtx, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
+        with opened_here(self._database):
+            return mutation.signature.call(ctx, arguments)
+
+    @staticmethod
+    async def _stop(task: asyncio.Future[None], transaction: Transaction, mutation: Mutation[Any, Any]) -> None:
+        if mutation.signature.is_async:
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
+            if done:
+                return
+        transaction.abandon()
+
+    def _call_sync(self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
+        ended = _Ended()
+        done = threading.Event()
+        ctx = MutationCtx(transaction, self._database, "sync")
+
+        def work() -> None:
+            try:
+                ended.value = self._call_here(ctx, mutation, arguments)
+            except BaseException as error:  # noqa: BLE001 - the mutation's own, raised again below
+                ended.error = error
+            done.set()
+
+        with transaction.user_code():
+            self._threads.submit(work)
+            if not done.wait(mutation.timeout_ms / 1000):
+                transaction.abandon()
+                raise MutationTimeout(mutation)
+        return ended.outcome()
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        self._threads.close()
+
+
+class _Ended:
+    """How a mutation ended."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def outcome(self) -> Any:
+        """Return what it returned, or raise what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+async def _wait(task: asyncio.Future[None], limit_us: int, clock: Clock) -> bool:
+    """Wait for *task*; False when it took longer than *limit_us*."""
+    expired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def expire() -> None:
+        if not expired.done():
+            expired.set_result(None)
+
+    timer = clock.call_later(limit_us, expire)
+    try:
+        await asyncio.wait({task, expired}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()
+        expired.cancel()
+    return task.done()
+
+
+def run_in_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine from sync code, in a thread and on an event loop of its own, whatever runs in this one."""
+    ended = _Ended()
+
+    def work() -> None:
+        try:
+            ended.value = asyncio.run(make())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            ended.error = error
+
+    thread = threading.Thread(target=work, name="action-retrier-loop", daemon=True)
+    thread.start()
+    thread.join()
+    return ended.outcome()

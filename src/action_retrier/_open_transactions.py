@@ -1,0 +1,47 @@
+"""
+Which tasks and threads have a transaction of ours open.
+
+A call that is given the app there, instead of the transaction's ctx, would wait on SQLite for
+the very transaction it is made in.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from .errors import InvalidContext
+
+_open: dict[object, list[object]] = {}
+
+
+def _here() -> object:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident() if task is None else task
+
+
+@contextlib.contextmanager
+def opened_here(database: object) -> Iterator[None]:
+    """Note that this task, or thread, has a transaction on *database* open."""
+    here = _here()
+    databases = _open.setdefault(here, [])
+    databases.append(database)
+    try:
+        yield
+    finally:
+        databases.remove(database)
+        if not databases:
+            _open.pop(here, None)
+
+
+def refuse_inside_transaction(database: object) -> None:
+    """Raise `InvalidContext` where a transaction on *database* is open."""
+    if database in _open.get(_here(), ()):
+        raise InvalidContext(
+            problem="the app was passed inside an open transaction of the same app",
+            remedy="pass the transaction's ctx, so that the call becomes part of it; with the app it would need a "
+            "transaction of its own, and wait for the one it is made in",
+        )

@@ -1,0 +1,95 @@
+"""Take due runs and callbacks for a worker."""
+
+from dataclasses import dataclass
+
+from .._statements import Op, Rows, Statement
+
+ANY_LOSSES = 2**31 - 1
+"""As ``max_losses``: take suspects however many workers they have cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """
+    A worker's incarnation and what it can do.
+
+    Attributes:
+        actions: JSON array of the names it can run; *mutations* likewise, of those it can call back.
+        queues: JSON array; None means all.
+    """
+
+    id: str
+    namespace: str
+    actions: str
+    mutations: str
+    queues: str | None = None
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What the claiming statements want to know."""
+        return {
+            "worker": self.id,
+            "namespace": self.namespace,
+            "actions": self.actions,
+            "mutations": self.mutations,
+            "queues": self.queues,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim brought."""
+
+    runs: Rows
+    suspects: Rows
+    registered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NextDue:
+    """When the next things are due, in microseconds from now; negative is overdue, None is never."""
+
+    work_us: int | None
+    callbacks_us: int | None
+
+
+def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
+    """
+    Take at most *count* due runs, suspects among them only up to *max_losses* and one at a time.
+
+    ``registered`` is False when the worker's own row is gone: it has been taken for dead, and
+    nothing was claimed.
+    """
+    suspects: Rows = []
+    if max_losses > 0:
+        suspects = yield Statement(
+            "claim_suspects", claimant.parameters | {"count": 1, "max_losses": max_losses}
+        )
+    runs: Rows = []
+    if count > len(suspects):
+        runs = yield Statement("claim_runs", claimant.parameters | {"count": count - len(suspects)})
+        runs.sort(key=lambda row: (-row["priority"], row["due_at"], row["id"]))
+    registered = True
+    if not runs and not suspects:
+        registered = yield from _is_registered(claimant)
+    return Claimed(runs, suspects, registered)
+
+
+def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]:
+    """Take at most *count* due callbacks, and count their tries."""
+    return (
+        yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses})
+    )
+
+
+def next_due(claimant: Claimant, max_losses: int) -> Op[NextDue]:
+    """Tell how long there is nothing to do."""
+    rows = yield Statement("next_due", claimant.parameters | {"max_losses": max_losses})
+    (row,) = rows
+    work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
+    return NextDue(min(work, default=None), row["callbacks_in"])
+
+
+def _is_registered(claimant: Claimant) -> Op[bool]:
+    rows = yield Statement("select_workers", {"namespace": claimant.namespace})
+    return any(row["id"] == claimant.id for row in rows)

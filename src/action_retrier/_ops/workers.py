@@ -1,0 +1,71 @@
+"""Announce workers, and settle what dead ones left."""
+
+from random import Random
+
+from .._lifecycle import Attempted, Finish, WorkerLost, callback_delay_us, settle
+from .._policy import policy_from_json
+from .._statements import Op, Row, Rows, Statement
+from .claims import Claimant
+from .reports import CallbackMark, Settled, apply_moves
+
+
+def register_worker(claimant: Claimant, host: str, pid: int) -> Op[None]:
+    """Announce an incarnation of a worker; only then can it claim."""
+    yield Statement(
+        "insert_worker",
+        {
+            "id": claimant.id,
+            "namespace": claimant.namespace,
+            "host": host,
+            "pid": pid,
+            "actions": claimant.actions,
+            "mutations": claimant.mutations,
+            "queues": claimant.queues,
+        },
+    )
+
+
+def list_workers(namespace: str) -> Op[Rows]:
+    """Return the workers' rows, the dead ones that nobody has noticed yet among them."""
+    return (yield Statement("select_workers", {"namespace": namespace}))
+
+
+def list_owners(namespace: str) -> Op[set[str]]:
+    """Return the ids of all that have a worker's row, or own a run or a callback."""
+    workers = yield Statement("select_workers", {"namespace": namespace})
+    owners = yield Statement("select_owners", {"namespace": namespace})
+    return {row["id"] for row in workers} | {row["id"] for row in owners}
+
+
+def recover_worker(worker: str, rng: Random) -> Op[int]:
+    """
+    Settle what a dead worker left behind, delete its row, and return how many runs there were.
+
+    The outcome of each run goes through `settle` like any other. Callbacks are left pending, to
+    be called alone in transactions of their own: one of them may be what killed the worker.
+    """
+    runs = yield Statement("select_worker_runs", {"worker": worker})
+    settled = [_settle_lost(row, worker, rng) for row in runs]
+    if settled:
+        yield from apply_moves(settled)
+    callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
+    for row in callbacks:
+        delay = callback_delay_us(row["callback_tries"], rng)
+        error = f"WorkerLost: worker {worker} died while it was calling back"
+        yield Statement(
+            "release_callback", {"id": row["id"], "worker": worker, "delay": delay, "lost": 1, "error": error}
+        )
+    yield Statement("delete_worker", {"id": worker})
+    return len(settled)
+
+
+def _settle_lost(row: Row, worker: str, rng: Random) -> Settled:
+    attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
+    move = settle(attempted, WorkerLost(worker), rng)
+    callback = CallbackMark("pending") if isinstance(move, Finish) and row["on_complete"] else CallbackMark()
+    return Settled(row["id"], row["attempt"], worker, move, callback)
+
+
+def waiting_lanes(namespace: str) -> Op[Rows]:
+    """List what is due, a row a kind of work: queue, action, on_complete, due_at."""
+    return (yield Statement("select_lanes", {"namespace": namespace}))

@@ -1,0 +1,20 @@
+-- Cancel runs that have not completed. The callback is left to a worker that knows it.
+-- In:  namespace, id (NULL = all that the filters leave), action, queue (NULL = any), now (us UTC)
+-- Out: id, executing (1 if an attempt was under way), attempt, worker.
+UPDATE action_retrier_runs
+   SET state = 'canceled',
+       completed_at = CAST(:now AS INTEGER),
+       losses = 0,
+       callback_state = CASE on_complete WHEN '' THEN 'none' ELSE 'pending' END,
+       callback_due_at = CASE on_complete WHEN '' THEN NULL ELSE CAST(:now AS INTEGER) END,
+       callback_tries = 0, callback_losses = 0, callback_error = NULL
+ WHERE rowid IN (
+       SELECT r.rowid FROM action_retrier_runs AS r
+        WHERE r.id = CAST(:id AS TEXT) AND r.namespace = CAST(:namespace AS TEXT)
+        UNION ALL -- two arms, so that one run is a seek and only a bulk is a scan
+       SELECT r.rowid FROM action_retrier_runs AS r
+        WHERE CAST(:id AS TEXT) IS NULL AND r.namespace = CAST(:namespace AS TEXT)
+          AND (CAST(:action AS TEXT) IS NULL OR r.action = CAST(:action AS TEXT))
+          AND (CAST(:queue AS TEXT) IS NULL OR r.queue = CAST(:queue AS TEXT)))
+   AND state IN ('pending', 'running')
+RETURNING id, attempt, worker, worker IS NOT NULL AS executing; -- a pending run has no worker

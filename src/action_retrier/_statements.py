@@ -1,0 +1,47 @@
+"""
+Operations on storage, free of dialect and colour.
+
+An operation is a generator: it yields statements and receives their rows. It is written once and
+runs on either database, sync or async, also inside the caller's own transaction. It never
+catches a database's errors: expected conflicts are written in SQL (``ON CONFLICT``, fences) and
+come back as rows, or as none.
+"""
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One file of ``_sql/{dialect}/`` and its parameters; the driver adds ``now``."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+Op = Generator[Statement, Rows, T]
+
+
+def drive(op: Op[T], execute: Callable[[Statement], Rows]) -> T:
+    """Run *op* to its result, one statement at a time."""
+    try:
+        statement = next(op)
+        while True:
+            statement = op.send(execute(statement))
+    except StopIteration as stop:
+        return cast("T", stop.value)
+
+
+async def adrive(op: Op[T], execute: Callable[[Statement], Awaitable[Rows]]) -> T:
+    """Run *op* to its result, one statement at a time."""
+    try:
+        statement = next(op)
+        while True:
+            statement = op.send(await execute(statement))
+    except StopIteration as stop:
+        return cast("T", stop.value)

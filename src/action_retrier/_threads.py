@@ -1,0 +1,89 @@
+"""Threads that do not keep the process alive: user code that never returns must not either."""
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DaemonThreads:
+    """
+    A pool of daemon threads, started as needed.
+
+    The pools of ``concurrent.futures`` are joined when the interpreter exits, and asyncio's own
+    is shared with the user's ``to_thread`` calls, which could starve ours.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run *call* in a thread, in this context; a cancellation does not reach it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def work() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = context.run(call)
+            except StopIteration as problem:
+                error = RuntimeError(f"the call raised {problem!r}")  # a future cannot carry it
+            except BaseException as problem:  # noqa: BLE001 - it belongs to whoever awaits the future
+                error = problem
+            try:
+                loop.call_soon_threadsafe(settle, result, error)
+            except RuntimeError:
+                pass  # the loop is closed: nobody waits any more
+
+        self.submit(work)
+        return await future
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Have a thread do *task*, which must not raise."""
+        with self._changed:
+            self._tasks.append(task)
+            if self._idle >= len(self._tasks):
+                self._changed.notify()
+            elif self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def close(self) -> None:
+        """Let idle threads end; busy ones end after their task."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._tasks and not self._closed:
+                    self._changed.wait()
+                self._idle -= 1
+                if not self._tasks:
+                    self._threads -= 1
+                    return
+                task = self._tasks.popleft()
+            task()
+            del task  # or the thread keeps its arguments alive while it is idle

@@ -1,0 +1,208 @@
+"""
+The protocols: all that differs between databases.
+
+What is above this floor knows these and never a concrete driver; `open_database` is the only
+place that chooses one. A difference between databases is a capability here with a conformance
+test, never an ``if`` on the dialect above.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Literal, Protocol, TypeVar
+
+from .._clock import Clock
+from .._statements import Op
+
+T = TypeVar("T")
+Colour = Literal["async", "sync"]
+
+
+class Transaction(Protocol):
+    """A transaction of ours that is open, on the connection that user code receives."""
+
+    @property
+    def connection(self) -> Any:
+        """The driver's own connection, as ``MutationCtx.db``."""
+
+    @property
+    def is_open(self) -> bool:
+        """False once it has ended, one way or the other."""
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+
+    def user_code(self) -> AbstractContextManager[None]:
+        """
+        Guard a stretch in which user code holds the connection.
+
+        Raises:
+            RuntimeError: On leaving, if the code committed or rolled back, or tried to.
+        """
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+
+    def abandon(self) -> None:
+        """Roll back and take the connection away from user code that does not return."""
+
+
+class Subscription(Protocol):
+    """A wish to hear of commits."""
+
+    active: bool
+    """While False nothing is looked for on its behalf, which costs nothing."""
+
+    def close(self) -> None:
+        """Hear no more."""
+
+
+class Changes(Protocol):
+    """Tells when somebody has committed something. A hint: whoever needs the truth polls."""
+
+    def subscribe(self, call: Callable[[], None]) -> Subscription:
+        """Make *call*, from any thread, after commits of this process and of others."""
+
+
+class Leases(Protocol):
+    """The right of worker processes to their runs, and how its end is noticed."""
+
+    def acquire(self, worker: str) -> None:
+        """Take the lease of a fresh worker id; before its row is written."""
+
+    def renew(self, worker: str) -> bool:
+        """Prolong it. False: it had ended before, and others may have recovered the runs."""
+
+    def release(self, worker: str) -> None:
+        """End it; after its row has been deleted."""
+
+    def dead(self, workers: Iterable[str]) -> list[str]:
+        """Return those of *workers* whose lease has ended."""
+
+    def forget(self, worker: str) -> None:
+        """Remove what a recovered worker has left beside the database."""
+
+
+class Executor(Protocol):
+    """A handle of the user's, checked: runs operations in the transaction that it holds."""
+
+    colour: Colour
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on it."""
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind."""
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind."""
+
+
+class Database(Protocol):
+    """One database and one namespace's way to it."""
+
+    url: str
+    """As given, with the password masked."""
+    mutation_colours: frozenset[Colour]
+    """Which colours of mutations it can serve."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+
+    @property
+    def changes(self) -> Changes:
+        """How commits are noticed."""
+
+    @property
+    def leases(self) -> Leases:
+        """How workers' rights are kept."""
+
+    def open(self) -> None:
+        """Connect, and create or upgrade the schema; does nothing if that has been done."""
+
+    def close(self) -> None:
+        """Let go of every connection and thread."""
+
+    async def read(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+
+    def read_sync(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+
+    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+        """
+        Run an operation in a transaction of its own, together with its neighbours.
+
+        Args:
+            make: Makes the operation; more than once if the transaction is repeated.
+            patience_s: Give up if it has not begun by then; None waits for ever.
+        """
+
+    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+        """Run an operation in a transaction of its own, together with its neighbours."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+
+    def transaction_sync(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+
+    def executor(self, handle: Any, *, writes: bool) -> Executor | None:
+        """
+        Return what runs operations through the user's own *handle*; None if it is no such thing.
+
+        Raises:
+            InvalidContext: It cannot hold the transaction, with the remedy.
+        """
+
+    def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
+        """Check the database: (what, verdict, what was found and what to do)."""
+
+
+def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
+    """
+    Return the database that *url* names; nothing is opened yet.
+
+    Raises:
+        ValueError: The URL names no database that this library can use.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "sqlite":
+        from .sqlite import SqliteDatabase  # noqa: PLC0415 - only the driver that is used is imported
+
+        return SqliteDatabase(url, rest, clock=clock, auto_migrate=auto_migrate)
+    if separator and scheme in {"postgresql", "postgres"}:
+        raise ValueError(
+            f"database {mask_password(url)!r}: PostgreSQL is not supported by this version yet: "
+            "use sqlite:///FILE, or a later version"
+        )
+    raise ValueError(
+        f"database {mask_password(url)!r} is not a URL that this library knows: "
+        "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."
+    )
+
+
+def mask_password(url: str) -> str:
+    """Return *url* with its password, if it has one, replaced."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        # Not a URL: what stands before an @ may still be a secret.
+        return url if "@" not in url else "***@" + url.rpartition("@")[2]
+    authority, slash, path = rest.partition("/")
+    credentials, at, host = authority.rpartition("@")
+    if not at:
+        return _mask_query(url)
+    user, colon, _ = credentials.partition(":")
+    return _mask_query(f"{scheme}://{user}{colon}{'***' if colon else ''}@{host}{slash}{path}")
+
+
+def _mask_query(url: str) -> str:
+    head, mark, query = url.partition("?")
+    parts = [
+        f"{part.partition('=')[0]}=***" if "password" in part.lower() else part for part in query.split("&") if part
+    ]
+    return head + mark + "&".join(parts)

@@ -1,0 +1,129 @@
+"""Connections, how statements run on them, and what their errors mean."""
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..._statements import Rows, Statement
+from ...errors import DatabaseUnavailable
+
+BUSY_TIMEOUT_S = 30
+OLDEST_SQLITE = (3, 35, 0)  # RETURNING, UPDATE FROM, MATERIALIZED
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "the disk is full: free some space; nothing of this was written",
+    sqlite3.SQLITE_READONLY: "the file or its directory is read-only: check its owner and mode",
+    sqlite3.SQLITE_CANTOPEN: "check that the directory exists and may be written to",
+    sqlite3.SQLITE_PERM: "check the file's owner and mode",
+    sqlite3.SQLITE_IOERR: "the disk or file system reported an error; nothing of this was written",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: stop the workers and restore a backup; nothing repairs it by itself",
+    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: check the path",
+    sqlite3.SQLITE_PROTOCOL: "the file could not be locked: is it on a network file system? SQLite needs a local one",
+}
+
+
+@cache
+def sql(name: str) -> str:
+    """Return the text of a statement."""
+    return (resources.files("action_retrier") / "_sql" / "sqlite" / f"{name}.sql").read_text("utf-8")
+
+
+@cache
+def _parameters(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r":(\w+)", re.sub(r"--.*", "", sql(name))))
+
+
+def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection:
+    """
+    Open a connection of ours, in manual transaction mode and usable from any thread.
+
+    Never sets ``mmap_size``: a mapped file turns another process's truncation into a SIGBUS.
+    """
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    try:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        # The holder of the gate checkpoints, see `writer`: never inside somebody's commit.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        if not writes:
+            connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def execute(connection: sqlite3.Connection, statement: Statement, now_us: int) -> Rows:
+    """
+    Run one statement on a cursor of our own, whatever row or text factory the connection has.
+
+    Raises:
+        sqlite3.Error: As it is; `translated` makes it one of ours.
+    """
+    given: Mapping[str, Any] = statement.parameters
+    wanted = _parameters(statement.name)
+    parameters = {name: given[name] if name in given else now_us for name in wanted}
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    text_factory = connection.text_factory
+    if text_factory is not str:
+        connection.text_factory = str
+    try:
+        found = cursor.execute(sql(statement.name), parameters).fetchall()
+        if cursor.description is None or not found:
+            return []
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in found]
+    finally:
+        cursor.close()
+        if text_factory is not str:
+            connection.text_factory = text_factory
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of the database, not of a statement, into `DatabaseUnavailable`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        ours = explain(error, path)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def explain(error: sqlite3.Error, path: Path) -> DatabaseUnavailable | None:
+    """Return what *error* means, judged by its code; None if it does not speak of the database."""
+    extended = getattr(error, "sqlite_errorcode", None)
+    if extended is None:
+        return None
+    code = extended & 0xFF
+    if extended == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return DatabaseUnavailable(
+            problem=f"{path} was written by somebody else after this transaction had read it",
+            remedy="begin transactions that will write with BEGIN IMMEDIATE: SQLite cannot let one that has read an "
+            "older state write, however long it waits. Roll it back and repeat it",
+        )
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return DatabaseUnavailable(
+            problem=f"{path} is locked: another connection has held its write lock for too long",
+            remedy="keep write transactions short, and begin them with BEGIN IMMEDIATE: one that reads first and "
+            "writes later is refused at once if somebody else is writing",
+        )
+    remedy = _REMEDIES.get(code)
+    return None if remedy is None else DatabaseUnavailable(problem=f"{path}: {error}", remedy=remedy)
+
+
+def is_open(connection: sqlite3.Connection) -> bool:
+    """Tell whether *connection* has not been closed."""
+    try:
+        connection.total_changes  # noqa: B018 - asking is the test
+    except sqlite3.ProgrammingError:
+        return False
+    return True

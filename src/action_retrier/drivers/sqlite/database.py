@@ -1,0 +1,264 @@
+"""A database file: opening it, reading, writing, and looking after it."""
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+from ..._clock import Clock
+from ..._statements import Op, drive
+from ..._threads import DaemonThreads
+from ...config import logger
+from ...errors import DatabaseUnavailable, SchemaMismatch
+from .. import Colour
+from .changes import SqliteChanges
+from .connection import OLDEST_SQLITE, connect, execute, translated
+from .handle import ConnectionHandle
+from .leases import SqliteLeases
+from .locks import lock_file
+from .schema import found_version, migrate, newest_version, read_meta
+from .transaction import SqliteTransaction
+from .writer import Writer
+
+T = TypeVar("T")
+
+_READERS = 4
+_LOAN_PATIENCE_S = 30.0
+_SYNCHRONOUS = ("full", "normal", "extra")
+_leaked: list[object] = []  # connections of a parent process: closing one would touch the parent's file
+
+
+class SqliteDatabase:
+    """One SQLite file."""
+
+    mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
+
+    def __init__(self, url: str, rest: str, *, clock: Clock, auto_migrate: bool) -> None:
+        self.url = url
+        self._path, self._synchronous = _parse(url, rest)
+        self._clock = clock
+        self._auto_migrate = auto_migrate
+        self._opening = threading.RLock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = 0
+        self._writer: Writer | None = None
+        self._installation: str | None = None
+        self._idle_readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._threads = DaemonThreads(_READERS, "action-retrier-reader")
+        self.changes = SqliteChanges(lambda: connect(self._path, writes=False, synchronous=self._synchronous))
+        self.leases = SqliteLeases(self._path.with_name(self._path.name + "-workers"))
+
+    @property
+    def location(self) -> str:
+        """The file, for people."""
+        return str(self._path)
+
+    def open(self) -> None:
+        """Connect, and create or upgrade the schema; does nothing if that has been done in this process."""
+        if self._pid == os.getpid():
+            return
+        if self._pid:
+            # We are a forked child. What the parent had open is the parent's: it is neither used nor closed.
+            _leaked.append((self._writer, self._idle_readers, self.changes, self.leases))
+            self._opening = threading.RLock()
+            self._reset()
+        with self._opening:
+            if self._pid == os.getpid():
+                return
+            self._prepare()
+            self._writer = Writer(
+                self._path, self._gate, clock=self._clock, synchronous=self._synchronous, committed=self.changes.notify
+            )
+            self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Let go of every connection and thread."""
+        with self._opening:
+            if self._pid != os.getpid():
+                return
+            assert self._writer is not None
+            self._writer.close()
+            self.changes.close()
+            self._threads.close()
+            while not self._idle_readers.empty():
+                self._idle_readers.get_nowait().close()
+            self._reset()
+
+    @property
+    def _gate(self) -> Path:
+        return self._path.with_name(self._path.name + "-gate")
+
+    def _prepare(self) -> None:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise DatabaseUnavailable(
+                problem=f"this Python has SQLite {sqlite3.sqlite_version}",
+                remedy=f"use one with SQLite {'.'.join(map(str, OLDEST_SQLITE))} or later",
+            )
+        if not self._path.parent.is_dir():
+            raise DatabaseUnavailable(
+                problem=f"the directory {self._path.parent} of the database does not exist",
+                remedy="create it, or correct the URL (sqlite:///relative.db, sqlite:////absolute.db)",
+            )
+        try:
+            # Made by us, so that nobody else may read what it will hold.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise DatabaseUnavailable(
+                problem=f"{self._path} cannot be created ({error.strerror})",
+                remedy="check the directory's owner and mode",
+            ) from error
+        gate = lock_file(self._gate)
+        # Ten processes that open a new file at once do this one after the other: switching to WAL does not wait.
+        gate.acquire()
+        try:
+            with translated(self._path), contextlib.closing(
+                connect(self._path, writes=True, synchronous=self._synchronous)
+            ) as connection:
+                self._set_up(connection)
+        finally:
+            gate.release()
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        version = found_version(connection)
+        if version < newest_version():
+            if not self._auto_migrate:
+                raise SchemaMismatch(
+                    found=version,
+                    needed=newest_version(),
+                    remedy=f"run `action-retrier migrate --database {self.url}`, or leave auto_migrate=True",
+                )
+            _switch_to_wal(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                migrate(connection)
+                connection.commit()
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+            logger.info("schema version %d is in place", newest_version())
+        else:
+            _switch_to_wal(connection)
+        self._installation = read_meta(connection, "installation")
+
+    async def read(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+        await self._open_async()
+        return await self._threads.run(lambda: self._read(make))
+
+    def read_sync(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+        self.open()
+        return self._read(make)
+
+    def _read(self, make: Callable[[], Op[T]]) -> T:
+        with translated(self._path):
+            try:
+                connection = self._idle_readers.get_nowait()
+            except queue.Empty:
+                connection = connect(self._path, writes=False, synchronous=self._synchronous)
+            try:
+                connection.execute("BEGIN")  # one state for all statements of the operation
+                now = self._clock.now_us()
+                result = drive(make(), lambda statement: execute(connection, statement, now))
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+                raise
+            else:
+                connection.commit()
+        self._idle_readers.put(connection)
+        return result
+
+    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+        """Run an operation in a transaction of its own, together with its neighbours."""
+        await self._open_async()
+        result: T = await self._current_writer.run(make, patience_s)
+        return result
+
+    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+        """Run an operation in a transaction of its own, together with its neighbours."""
+        self.open()
+        result: T = self._current_writer.run_sync(make, patience_s)
+        return result
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+        await self._open_async()
+        async with self._current_writer.borrow(_LOAN_PATIENCE_S) as loan:
+            yield loan
+
+    @contextlib.contextmanager
+    def transaction_sync(self) -> Iterator[SqliteTransaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+        self.open()
+        with self._current_writer.borrow_sync(_LOAN_PATIENCE_S) as loan:
+            yield loan
+
+    async def _open_async(self) -> None:
+        if self._pid != os.getpid():
+            await asyncio.to_thread(self.open)
+
+    @property
+    def _current_writer(self) -> Writer:
+        assert self._writer is not None
+        return self._writer
+
+    def executor(self, handle: Any, *, writes: bool) -> ConnectionHandle | None:
+        """Return what runs operations through the user's own *handle*; None if it is no such thing."""
+        if not isinstance(handle, sqlite3.Connection):
+            return None
+        return ConnectionHandle(
+            handle, path=self._path, installation=self._installation, clock=self._clock, writes=writes
+        )
+
+    def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
+        """Check the database: (what, verdict, what was found and what to do)."""
+        from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
+
+        return diagnose(self._path)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise DatabaseUnavailable(
+            problem=f"SQLite could not switch to WAL mode (it stays with {mode!r})",
+            remedy="use a file on a local file system",
+        )
+
+
+def _parse(url: str, rest: str) -> tuple[Path, str]:
+    """Return the absolute path and the synchronous mode that a URL names."""
+    name, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    synchronous = options.pop("synchronous", "full").lower()
+    if options:
+        raise ValueError(f"database {url!r}: unknown option {sorted(options)[0]!r}; the one there is is synchronous")
+    if synchronous not in _SYNCHRONOUS:
+        raise ValueError(f"database {url!r}: synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}")
+    name = unquote(name)
+    if not name.startswith("/"):
+        raise ValueError(f"database {url!r}: use three slashes for a relative file (sqlite:///file.db), four for an absolute one")
+    name = name[1:]
+    if name in {"", ":memory:"} or name.endswith("/") or "\0" in name:
+        raise ValueError(
+            f"database {url!r} names no file: runs have to survive the process, so use sqlite:///file.db "
+            "(a temporary file in tests)"
+        )
+    path = Path(name).absolute()
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"database {url!r}: {path} is not a file")
+    return path.resolve(), synchronous

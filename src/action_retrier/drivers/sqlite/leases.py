@@ -1,0 +1,99 @@
+"""
+Leases on SQLite: a lock file a worker, beside the database.
+
+The lock tells death at once; a time stamp in the file tells a process that was stopped. It is no
+row, because SQLite's writers queue: with 16 of them a heartbeat through the database has been
+seen to wait for half a minute.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..._clock import boot_time_us
+from .locks import close_lock_file, held_here, lock_file, probe
+
+LEASE_US = 10_000_000
+"""How long a worker may be silent before others take over its runs."""
+MARGIN_US = 2_000_000
+"""How long before that it considers the lease lost itself."""
+
+
+_renewed: dict[str, int] = {}  # the workers of this process, whichever App they belong to
+
+
+class SqliteLeases:
+    """Leases of the workers on one database file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._unbroken_since: dict[str, int] = {}
+        self._missing_since: dict[str, int] = {}
+
+    def acquire(self, worker: str) -> None:
+        """Take the lease of a fresh worker id."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        file = lock_file(self._path(worker))
+        if not file.acquire_now():
+            raise RuntimeError(f"{file.path} is locked by another process, which cannot be: ids are unique")
+        now = boot_time_us()
+        file.write(f"{now:020d}")
+        _renewed[worker] = self._unbroken_since[worker] = now
+
+    def renew(self, worker: str) -> bool:
+        """Prolong it. False: it had ended before, and others may have recovered the runs."""
+        file = lock_file(self._path(worker))
+        if not file.acquire_now():  # ours already, unless somebody removed the file and this is a new one
+            return False
+        now = boot_time_us()
+        file.write(f"{now:020d}")
+        gap = now - _renewed.get(worker, 0)
+        _renewed[worker] = now
+        if gap < LEASE_US - MARGIN_US:
+            return True
+        self._unbroken_since[worker] = now
+        return False
+
+    def release(self, worker: str) -> None:
+        """End it."""
+        close_lock_file(self._path(worker))
+        _renewed.pop(worker, None)
+        self._unbroken_since.pop(worker, None)
+
+    def dead(self, workers: Iterable[str]) -> list[str]:
+        """
+        Return those of *workers* whose lease has ended.
+
+        A free lock is proof. Silence counts only for one who has renewed a lease of its own
+        without a gap for one lease: after a suspended machine wakes, everybody is silent.
+        """
+        now = boot_time_us()
+        may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
+        return [worker for worker in workers if self._is_dead(worker, now, may_judge=may_judge)]
+
+    def _is_dead(self, worker: str, now: int, *, may_judge: bool) -> bool:
+        path = self._path(worker)
+        if held_here(path):
+            # A worker of this very process: the lock says nothing, and a probe would drop it.
+            return may_judge and now - _renewed.get(worker, now) > LEASE_US
+        seen = probe(path)
+        if seen is None:
+            # Nobody removes a file before its row, so this one was removed by hand. Give its owner
+            # the time to notice.
+            return now - self._missing_since.setdefault(worker, now) > LEASE_US
+        self._missing_since.pop(worker, None)
+        is_free, stamp = seen
+        if is_free:
+            return True
+        return may_judge and stamp.isdigit() and now - int(stamp) > LEASE_US
+
+    def forget(self, worker: str) -> None:
+        """Remove the file of a recovered worker."""
+        path = self._path(worker)
+        self._missing_since.pop(worker, None)
+        if not held_here(path):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def _path(self, worker: str) -> Path:
+        return self._directory / f"{worker}.lock"

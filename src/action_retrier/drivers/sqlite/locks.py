@@ -1,0 +1,119 @@
+"""
+Lock files beside the database: a fair queue for writers, and proof that a worker lives.
+
+They use ``lockf`` (POSIX record locks): such a lock ends with its process, however that dies, and
+a forked child does not keep it. Its trap is that *any* close of the file by the process drops the
+lock, so a file that this process locks is opened once, and the table below knows it.
+"""
+
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+
+
+class LockFile:
+    """A file that this process has opened for locking; made by `lock_file` only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, _FLAGS, 0o600)
+        self._turn = threading.Lock()
+
+    def acquire(self) -> None:
+        """Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes."""
+        self._turn.acquire()
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        self._turn.release()
+
+    def acquire_now(self) -> bool:
+        """Take the lock if it is free, for this process as a whole, until the file is closed."""
+        return _try_lock(self.descriptor)
+
+    def is_in_place(self) -> bool:
+        """Tell whether the file is still what its path names: somebody may have removed it."""
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(self.descriptor))
+
+    def write(self, text: str) -> None:
+        """Replace the content, in place."""
+        os.pwrite(self.descriptor, text.encode(), 0)
+
+
+_files: dict[Path, LockFile] = {}
+_files_lock = threading.Lock()
+
+
+def lock_file(path: Path) -> LockFile:
+    """Return the one `LockFile` that this process has for *path*, opening it if need be."""
+    with _files_lock:
+        found = _files.get(path)
+        if found is None or not found.is_in_place():
+            found = _files[path] = LockFile(path)
+        return found
+
+
+def held_here(path: Path) -> bool:
+    """Tell whether this process has *path* open for locking."""
+    with _files_lock:
+        return path in _files
+
+
+def close_lock_file(path: Path) -> None:
+    """Close and remove a lock file of this process; its lock ends."""
+    with _files_lock:
+        found = _files.pop(path, None)
+        if found is not None:
+            path.unlink(missing_ok=True)
+            os.close(found.descriptor)
+
+
+def probe(path: Path) -> tuple[bool, str] | None:
+    """
+    Look at another process's lock file: (whether its lock is free, its content); None if it is gone.
+
+    Must not be used on a file that this process has locked.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    try:
+        content = os.pread(descriptor, 64, 0).decode("ascii", "replace")
+        return _try_lock(descriptor), content
+    finally:
+        os.close(descriptor)  # and with it the lock, if we got it
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            return False
+        raise
+    return True
+
+
+def _forget_after_fork() -> None:
+    # The locks stayed with the parent. The descriptors are left open: nothing here depends on them.
+    global _files, _files_lock  # noqa: PLW0603 - the child starts with empty tables
+    _files = {}
+    _files_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

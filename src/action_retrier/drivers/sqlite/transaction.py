@@ -1,0 +1,169 @@
+"""A transaction of ours that user code borrows, and the guard that keeps it ours."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from ..._clock import Clock
+from ..._statements import Op, Rows, Statement, adrive, drive
+from .connection import execute, translated
+
+T = TypeVar("T")
+Decision = Literal["commit", "rollback", "abandon"]
+
+_OUR_SAVEPOINTS = "action_retrier_"
+
+
+class Guard:
+    """
+    SQLite's authorizer on the writing connection: user code may do anything but end the transaction.
+
+    It is asked when a statement is compiled. Our own COMMIT and ROLLBACK go through the
+    connection's methods, which compile anew each time, so that none of them waits in the
+    statement cache for user code to find.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._attempts: list[str] | None = None  # a list while user code holds the connection
+        connection.set_authorizer(self._authorize)
+
+    def _authorize(self, action: int, what: str | None, name: str | None, *_: object) -> int:
+        if self._attempts is None:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_TRANSACTION:
+            self._attempts.append(str(what))
+            return sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_SAVEPOINT and str(name).startswith(_OUR_SAVEPOINTS):
+            self._attempts.append(f"{what} {name}")
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    @contextlib.contextmanager
+    def user_code(self) -> Iterator[list[str]]:
+        """Deny transaction control inside; yields the list of what was tried."""
+        outer, self._attempts = self._attempts, []
+        try:
+            yield self._attempts
+        finally:
+            self._attempts = outer
+
+    @contextlib.contextmanager
+    def our_code(self) -> Iterator[None]:
+        """Allow it again inside, for a call of ours that user code makes."""
+        outer, self._attempts = self._attempts, None
+        try:
+            yield
+        finally:
+            self._attempts = outer
+
+    def expel(self) -> None:
+        """Allow nothing more to whoever still holds the connection, and end the transaction."""
+        self._attempts = None
+        self._connection.interrupt()
+        self._connection.rollback()
+        # A new authorizer also expires the statements that are compiled already.
+        self._connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+
+
+class SqliteTransaction:
+    """
+    An open write transaction on the writing connection.
+
+    Its borrower owns the connection until `give_back`; the writer's thread waits meanwhile.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, guard: Guard, path: Path, clock: Clock) -> None:
+        self.connection = connection
+        self.decision: Decision = "rollback"
+        self.ended: object = None
+        self._guard = guard
+        self._path = path
+        self._clock = clock
+        self._returned = threading.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """False once the connection has been given back."""
+        return not self._returned.is_set()
+
+    def give_back(self, decision: Decision, ended: object = None) -> None:
+        """Say how the transaction ends; the writer tells *ended* when it has."""
+        self.decision = decision
+        self.ended = ended
+        self._returned.set()
+
+    def wait(self, timeout_s: float, warn: Callable[[], None]) -> Decision:
+        """Wait in the writer's thread until it is given back; *warn* each time that takes long."""
+        while not self._returned.wait(timeout_s):
+            warn()
+        return self.decision
+
+    def abandon(self) -> None:
+        """Roll back and take the connection away from user code that does not return."""
+        self.give_back("abandon")
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* in this transaction, here: it has the lock already and waits for nobody."""
+        with self.savepoint():
+            return await adrive(op, self._execute)
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+        with self.savepoint():
+            return drive(op, self._execute_now)
+
+    async def _execute(self, statement: Statement) -> Rows:
+        return self._execute_now(statement)
+
+    def _execute_now(self, statement: Statement) -> Rows:
+        with translated(self._path):
+            return execute(self.connection, statement, self._clock.now_us())
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        self._control("SAVEPOINT action_retrier_inner")
+        try:
+            yield
+        except BaseException:
+            # An error that made SQLite roll back took the savepoint along; the writer will notice.
+            if self.is_open and self.connection.in_transaction:
+                self._control("ROLLBACK TO action_retrier_inner")
+                self._control("RELEASE action_retrier_inner")
+            raise
+        self._control("RELEASE action_retrier_inner")
+
+    def _control(self, text: str) -> None:
+        with translated(self._path), self._guard.our_code():
+            self.connection.execute(text)
+
+    @contextlib.contextmanager
+    def user_code(self) -> Iterator[None]:
+        """
+        Deny transaction control while user code holds the connection.
+
+        Raises:
+            RuntimeError: On leaving, if the code tried to end the transaction, even where it
+                swallowed the error: what it meant to do has not happened.
+        """
+        problem: BaseException | None = None
+        with self._guard.user_code() as tried:
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - raised again below, perhaps with a better explanation
+                problem = error
+        if self.is_open:
+            # Whatever the code has set on the connection stays its own.
+            self.connection.row_factory = None
+            self.connection.text_factory = str
+        if tried:
+            raise RuntimeError(
+                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction commits together "
+                "with the record that it is done, so nobody else may end it. Return to commit, raise to roll back"
+            ) from problem
+        if problem is not None:
+            raise problem

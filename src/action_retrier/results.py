@@ -1,0 +1,211 @@
+"""
+What callers get back: statuses, results, and everything known about a run.
+
+All are frozen dataclasses made for ``match``. As JSON they have the camelCase shape of the
+documentation, through `to_json`, pydantic and whatever is built on it::
+
+    match await retrier.status(app, run_id):
+        case Completed(Success(value)):
+            ...
+        case Completed(Failed(error)):
+            ...
+        case InProgress():
+            ...
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, TypeAdapter
+from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass
+
+RunId = str
+"""The id of a run: a UUIDv7 in canonical form. Plain strings are accepted everywhere."""
+
+State = Literal["pending", "running", "succeeded", "failed", "canceled"]
+CallbackState = Literal["none", "pending", "done"]
+
+_JSON = ConfigDict(
+    alias_generator=to_camel,
+    serialize_by_alias=True,
+    validate_by_alias=True,
+    validate_by_name=True,
+    ser_json_inf_nan="constants",
+)
+
+
+@dataclass(frozen=True, config=_JSON)
+class Success:
+    """The action returned."""
+
+    return_value: Any = None
+    type: Literal["success"] = "success"
+
+
+@dataclass(frozen=True, config=_JSON)
+class Failed:
+    """
+    The action gave up: too many failures, one that is not retried, or the deadline.
+
+    Attributes:
+        error: The last exception's message, or its class name if that is empty.
+        error_type: ``module.QualName`` of its class (builtins without module), or one of
+            ``TimedOut``, ``WorkerLost``, ``WorkerStopped``, ``InvalidReturnValue``, ``DeadlineExceeded``.
+    """
+
+    error: str
+    error_type: str = "Exception"
+    type: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, config=_JSON)
+class Canceled:
+    """The run was canceled before it could end by itself."""
+
+    type: Literal["canceled"] = "canceled"
+
+
+RunResult = Annotated[Success | Failed | Canceled, Discriminator("type")]
+"""How a run ended."""
+
+
+@dataclass(frozen=True, config=_JSON)
+class InProgress:
+    """The run has not ended: it waits, backs off or executes."""
+
+    type: Literal["inProgress"] = "inProgress"
+
+
+@dataclass(frozen=True, config=_JSON)
+class Completed:
+    """The run has ended, with `result`."""
+
+    result: RunResult
+    type: Literal["completed"] = "completed"
+
+
+RunStatus = Annotated[InProgress | Completed, Discriminator("type")]
+"""Whether a run has ended, and how."""
+
+
+@dataclass(frozen=True, config=_JSON)
+class Progress:
+    """How far a running action says it is. `fraction` lies in [0, 1]."""
+
+    fraction: float
+    message: str = ""
+
+
+@dataclass(frozen=True, config=_JSON)
+class Attempt:
+    """
+    One execution of the action.
+
+    Attributes:
+        number: From 1; never reused, not even by ``retry``.
+        ended_at: None while it executes.
+        worker: Id of the worker process that executed it.
+        error_type: None for a success, and while it executes.
+        delay_ms: The wait that followed it; None if no further attempt did.
+    """
+
+    number: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    worker: str | None = None
+    error_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    delay_ms: float | None = None
+
+
+@dataclass(frozen=True, config=_JSON)
+class Callback:
+    """
+    The story of ``on_complete``.
+
+    Attributes:
+        name: The mutation's registered name.
+        state: ``none`` until the run completes, then ``pending`` until its transaction has committed, then ``done``.
+        tries: How often it has been tried apart from the completing transaction.
+        last_error: What the last try raised; None if none did.
+    """
+
+    name: str
+    state: CallbackState
+    tries: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, config=_JSON)
+class Run:
+    """
+    Everything known about a run. Instants are aware datetimes in UTC.
+
+    Attributes:
+        due_at: Not before this instant; of a run that backs off, when its next attempt is due.
+        started_at: When its first attempt began, since the run was started or retried.
+        failures: Attempts that failed since then.
+        attempts: All that are on record, oldest first.
+        blocked_by: Name of the action or callback that no live worker knows, if that is what the run waits for.
+        result: How it ended; None while in progress.
+    """
+
+    id: str
+    action: str
+    state: State
+    queue: str
+    priority: int
+    args: Any
+    options: Mapping[str, Any]
+    created_at: datetime
+    due_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    failures: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    progress: Progress | None = None
+    result: RunResult | None = None
+    context: Any = None
+    callback: Callback | None = None
+    blocked_by: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, config=_JSON)
+class Page:
+    """One page of a listing, newest first. `cursor` is None on the last page."""
+
+    runs: list[Run]
+    cursor: str | None = None
+
+
+def to_json(value: object) -> str:
+    """
+    Encode a status, result, run or page as JSON text, in camelCase.
+
+    Example:
+        >>> to_json(Completed(Success(7)))
+        '{"result":{"returnValue":7,"type":"success"},"type":"completed"}'
+    """
+    return TypeAdapter(type(value)).dump_json(value).decode()
+
+
+def from_json(text: str | bytes, kind: Any = RunStatus) -> Any:
+    """
+    Decode what `to_json` encoded.
+
+    Args:
+        text: JSON text.
+        kind: The type it holds: ``RunStatus`` unless told, or any other of this module.
+
+    Raises:
+        ValueError: *text* is not the JSON form of *kind*.
+
+    Example:
+        >>> from_json('{"type": "completed", "result": {"type": "canceled"}}')
+        Completed(result=Canceled(type='canceled'), type='completed')
+    """
+    return TypeAdapter(kind).validate_json(text)

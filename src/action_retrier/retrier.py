@@ -1,0 +1,440 @@
+"""`ActionRetrier` and `SyncActionRetrier`: the same calls in two colours."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, Unpack
+
+from ._calls import Call, Calls, Waiting, check_wait
+from ._policy import CallOptions, PolicyOptions
+from ._registry import Action, Bound, Mutation
+from ._statements import Op
+from .results import Page, Run, RunResult, RunStatus
+
+if TYPE_CHECKING:
+    from .app import App
+
+T = TypeVar("T")
+P = ParamSpec("P")
+AnyAction = Action[..., ..., Any] | Bound | str
+AnyMutation = Mutation[..., Any] | str
+WRITE_PATIENCE_S: Final = 30.0
+
+
+class ActionRetrier:
+    """
+    Starts runs, and answers for them. Every method takes as *ctx* what holds its transaction.
+
+    Args:
+        app: The database and the functions.
+        options: Defaults of this retrier's runs, see `RetryPolicy`.
+
+    Raises:
+        ValueError, TypeError: An option is out of range, of the wrong type or unknown.
+    """
+
+    def __init__(self, app: "App", **options: Unpack[PolicyOptions]) -> None:
+        self._calls = Calls(app, dict(options))
+
+    async def run(
+        self,
+        ctx: object,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        """
+        Start a run: the action is executed, and retried on failure, until it succeeds or gives up.
+
+        Args:
+            ctx: What holds the transaction: the app, an ``ActionCtx``, a ``MutationCtx``, or an open
+                handle on the same database. Nothing starts before that transaction commits.
+            action: The decorated function, a bind, or a registered name.
+            args: Its arguments by name, checked against its signature.
+            on_complete: A mutation, or its name: its writes commit exactly once for this run.
+            context: A value for *on_complete*, which JSON can carry.
+            options: See `RetryPolicy`; and ``idempotency_key``: a second run with it returns the first one's id.
+
+        Returns:
+            The id of the run. The action's result is in its status, once it has one.
+
+        Raises:
+            InvalidArguments, PayloadTooLarge, UnknownFunction, IdempotencyConflict, InvalidContext
+            ValueError, TypeError: A wrong option.
+        """
+        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    async def run_at(
+        self,
+        ctx: object,
+        when: datetime | float,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        """
+        Start a run that is due at *when*; otherwise like `run`.
+
+        Args:
+            when: An aware datetime, or milliseconds since the epoch. The past means now.
+
+        Raises:
+            ValueError: *when* is naive, or a number so small that it looks like seconds.
+        """
+        call = Call(action, args, on_complete=on_complete, context=context, **options)
+        start = self._calls.start(call, at=when)
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    async def run_after(
+        self,
+        ctx: object,
+        delay_ms: float,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        """Start a run that is due *delay_ms* milliseconds from now; otherwise like `run`."""
+        call = Call(action, args, on_complete=on_complete, context=context, **options)
+        start = self._calls.start(call, delay_ms=delay_ms)
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    async def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
+        """Start many runs at once, all or none of them, and return their ids in order."""
+        starts = self._calls.start_many(calls)
+        return await self._write(ctx, lambda: self._calls.start_op(starts))
+
+    async def status(self, ctx: object, run_id: str) -> RunStatus:
+        """
+        Tell whether a run has ended, and how.
+
+        Raises:
+            RunNotFound: No run has this id.
+        """
+        return await self._read(ctx, lambda: self._calls.status(run_id))
+
+    async def wait(self, ctx: object, run_id: str, *, timeout_ms: float | None = None) -> RunResult:
+        """
+        Wait until a run has ended, and return its result.
+
+        Args:
+            timeout_ms: Give up after this; None never does. The run goes on.
+
+        Raises:
+            RunNotFound: No run has this id.
+            TimeoutError: It has not ended in time.
+            InvalidContext: Inside a transaction: the run could not start before its commit.
+        """
+        check_wait(timeout_ms)
+        self._calls.refuse_to_wait(ctx, "async")
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(event.set)
+
+        with Waiting(self._calls, wake, run_id, timeout_ms) as waiting:
+            while (result := waiting.result_of(await self._read(ctx, lambda: self._calls.status(run_id)))) is None:
+                timer = loop.call_later(waiting.pause_s(), event.set)
+                await event.wait()
+                timer.cancel()
+                event.clear()
+            return result
+
+    async def get(self, ctx: object, run_id: str) -> Run:
+        """
+        Return everything known about a run.
+
+        Raises:
+            RunNotFound: No run has this id.
+        """
+        return self._calls.run_of(*await self._read(ctx, lambda: self._calls.get(run_id)))
+
+    async def list(
+        self,
+        ctx: object,
+        *,
+        state: str | None = None,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        callback: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """
+        List runs, newest first.
+
+        Args:
+            state: ``pending``, ``running``, ``succeeded``, ``failed`` or ``canceled``; None means any.
+            callback: ``none``, ``pending`` or ``done``; None means any.
+            limit: At most so many, up to 1000.
+            cursor: Of the page before; None starts with the newest run.
+        """
+        asked = self._calls.listing(
+            state=state, action=action, queue=queue, callback=callback, limit=limit, cursor=cursor
+        )
+        return self._calls.page_of(limit, *await self._read(ctx, asked))
+
+    async def cancel(self, ctx: object, run_id: str) -> bool:
+        """
+        Cancel a run.
+
+        Returns:
+            True: this call canceled it, and every later status says so, whatever a still
+            executing attempt does. False: it had already completed, and is unchanged.
+
+        Raises:
+            RunNotFound: No run has this id.
+        """
+        return await self._write(ctx, lambda: self._calls.cancel(run_id))
+
+    async def cancel_all(
+        self,
+        ctx: object,
+        *,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """
+        Cancel all runs in progress that the filter names, and return how many.
+
+        Raises:
+            ValueError: Neither a filter nor ``everything=True``.
+        """
+        which = self._calls.which("cancel_all", action=action, queue=queue, everything=everything)
+        return await self._write(ctx, lambda: self._calls.cancel_all(which))
+
+    async def cleanup(self, ctx: object, run_id: str, *, discard_callback: bool = False) -> None:
+        """
+        Remove a completed run and its history now.
+
+        Args:
+            discard_callback: Also where the callback has not committed: it never will.
+
+        Raises:
+            RunNotFound: No run has this id.
+            RunInProgress: It has not completed, or its callback is pending.
+        """
+        discarded = await self._write(ctx, lambda: self._calls.cleanup(run_id, discard_callback=discard_callback))
+        self._calls.tell_of_discarded(run_id, discarded=discarded)
+
+    async def retry(self, ctx: object, run_id: str) -> str:
+        """
+        Start a failed or canceled run afresh, under the same id; make one that backs off due now.
+
+        Raises:
+            RunNotFound: No run has this id.
+            RunSucceeded: It has succeeded.
+            RunInProgress: It executes, or its callback is pending.
+        """
+        return await self._write(ctx, lambda: self._calls.retry(run_id))
+
+    async def retry_all(
+        self,
+        ctx: object,
+        *,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """
+        Start all failed and canceled runs that the filter names afresh, and return how many.
+
+        Raises:
+            ValueError: Neither a filter nor ``everything=True``.
+        """
+        which = self._calls.which("retry_all", action=action, queue=queue, everything=everything)
+        return await self._write(ctx, lambda: self._calls.retry_all(which))
+
+    async def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+        target = self._calls.target(ctx, "async", writes=True)
+        if target is None:
+            return await self._calls.database.write(make, patience_s=WRITE_PATIENCE_S)
+        return await target.run(make())
+
+    async def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+        target = self._calls.target(ctx, "async", writes=False)
+        if target is None:
+            return await self._calls.database.read(make)
+        return await target.run(make())
+
+def _like(twin: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Give a method the docstring of its twin: one text for both colours."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        method.__doc__ = twin.__doc__
+        return method
+
+    return decorate
+
+
+
+class SyncActionRetrier:
+    """
+    `ActionRetrier` for programs without an event loop: the same names and promises, and its calls block.
+
+    Args:
+        app: The database and the functions.
+        options: Defaults of this retrier's runs, see `RetryPolicy`.
+
+    Raises:
+        ValueError, TypeError: An option is out of range, of the wrong type or unknown.
+    """
+
+    def __init__(self, app: "App", **options: Unpack[PolicyOptions]) -> None:
+        self._calls = Calls(app, dict(options))
+
+    @_like(ActionRetrier.run)
+    def run(
+        self,
+        ctx: object,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    @_like(ActionRetrier.run_at)
+    def run_at(
+        self,
+        ctx: object,
+        when: datetime | float,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        call = Call(action, args, on_complete=on_complete, context=context, **options)
+        start = self._calls.start(call, at=when)
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    @_like(ActionRetrier.run_after)
+    def run_after(
+        self,
+        ctx: object,
+        delay_ms: float,
+        action: AnyAction,
+        args: Mapping[str, Any] | None = None,
+        *,
+        on_complete: AnyMutation | None = None,
+        context: object = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        call = Call(action, args, on_complete=on_complete, context=context, **options)
+        start = self._calls.start(call, delay_ms=delay_ms)
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        return run_id
+
+    @_like(ActionRetrier.run_many)
+    def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
+        starts = self._calls.start_many(calls)
+        return self._write(ctx, lambda: self._calls.start_op(starts))
+
+    @_like(ActionRetrier.status)
+    def status(self, ctx: object, run_id: str) -> RunStatus:
+        return self._read(ctx, lambda: self._calls.status(run_id))
+
+    @_like(ActionRetrier.wait)
+    def wait(self, ctx: object, run_id: str, *, timeout_ms: float | None = None) -> RunResult:
+        check_wait(timeout_ms)
+        self._calls.refuse_to_wait(ctx, "sync")
+        event = threading.Event()
+        with Waiting(self._calls, event.set, run_id, timeout_ms) as waiting:
+            while (result := waiting.result_of(self._read(ctx, lambda: self._calls.status(run_id)))) is None:
+                event.wait(waiting.pause_s())
+                event.clear()
+            return result
+
+    @_like(ActionRetrier.get)
+    def get(self, ctx: object, run_id: str) -> Run:
+        return self._calls.run_of(*self._read(ctx, lambda: self._calls.get(run_id)))
+
+    @_like(ActionRetrier.list)
+    def list(
+        self,
+        ctx: object,
+        *,
+        state: str | None = None,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        callback: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        asked = self._calls.listing(
+            state=state, action=action, queue=queue, callback=callback, limit=limit, cursor=cursor
+        )
+        return self._calls.page_of(limit, *self._read(ctx, asked))
+
+    @_like(ActionRetrier.cancel)
+    def cancel(self, ctx: object, run_id: str) -> bool:
+        return self._write(ctx, lambda: self._calls.cancel(run_id))
+
+    @_like(ActionRetrier.cancel_all)
+    def cancel_all(
+        self,
+        ctx: object,
+        *,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        which = self._calls.which("cancel_all", action=action, queue=queue, everything=everything)
+        return self._write(ctx, lambda: self._calls.cancel_all(which))
+
+    @_like(ActionRetrier.cleanup)
+    def cleanup(self, ctx: object, run_id: str, *, discard_callback: bool = False) -> None:
+        discarded = self._write(ctx, lambda: self._calls.cleanup(run_id, discard_callback=discard_callback))
+        self._calls.tell_of_discarded(run_id, discarded=discarded)
+
+    @_like(ActionRetrier.retry)
+    def retry(self, ctx: object, run_id: str) -> str:
+        return self._write(ctx, lambda: self._calls.retry(run_id))
+
+    @_like(ActionRetrier.retry_all)
+    def retry_all(
+        self,
+        ctx: object,
+        *,
+        action: AnyAction | None = None,
+        queue: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        which = self._calls.which("retry_all", action=action, queue=queue, everything=everything)
+        return self._write(ctx, lambda: self._calls.retry_all(which))
+
+    def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+        target = self._calls.target(ctx, "sync", writes=True)
+        if target is None:
+            return self._calls.database.write_sync(make, patience_s=WRITE_PATIENCE_S)
+        return target.run_sync(make())
+
+    def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+        target = self._calls.target(ctx, "sync", writes=False)
+        if target is None:
+            return self._calls.database.read_sync(make)
+        return target.run_sync(make())
