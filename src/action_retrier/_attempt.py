@@ -77,5 +77,3 @@ def outcome_of(action: Action[Any, Any, Any], error: BaseException) -> Raised:
         return Raised(error_type, message, traceback, retry_after_ms=error.delay_ms)
     retryable = not isinstance(error, NonRetryableError) and action.retries(error)
     return Raised(error_type, message, traceback, retryable=retryable)
-
-

@@ -12,7 +12,7 @@ from ._lifecycle import State
 from ._open_transactions import refuse_inside_transaction
 from ._ops import control, reads
 from ._ops.starts import Start, start_runs
-from ._policy import CallOptions, RetryPolicy, check_count, check_name, check_number, check_options, to_us
+from ._policy import CallOptions, RetryPolicy, check_count, check_number, check_options, to_us
 from ._registry import Action, Bound, Mutation, encode_by_name, encode_context
 from ._statements import Op, Row, Rows
 from .config import logger
@@ -93,10 +93,11 @@ class Calls:
         """Check one call and encode it."""
         given: object = call.action
         args = call.args
-        if isinstance(given, Bound):
+        if isinstance(call.action, Bound):
             if args is not None:
                 raise TypeError("args must not be given with a bind: it has its own")
-            given, args = given.action, given.args
+            given = call.action.action
+            args = call.action.args
         registry = self._engine.registry
         name, action = registry.find_action(given)
         encoded = encode_by_name(name, args) if action is None else action.signature.encode_arguments(args)
@@ -272,7 +273,7 @@ class Calls:
         if isinstance(ctx, MutationCtx) or getattr(target, "in_transaction", False):
             raise InvalidContext(
                 problem="wait was called inside a transaction",
-                remedy="commit first, then wait with the app as ctx: a run does not start before its transaction commits",
+                remedy="commit first, then wait with the app as ctx: before that the run does not start",
             )
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
@@ -308,7 +309,9 @@ class Waiting:
         self._end = self._calls.subscribe(self._wake)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._end is not None:
             self._end()
 
@@ -396,6 +399,3 @@ def _describe(ctx: object) -> str:
     name = type(ctx).__qualname__
     article = "an" if name[:1] in "AEIOUaeiou" else "a"
     return f"{article} {name}"
-
-
-

@@ -123,7 +123,8 @@ class Completion:
 
     def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)
-        return CallbackMark("pending", tries=1, delay_us=delay, error=_describe(report.run_id, report.on_complete, error))
+        text = _describe(report.run_id, report.on_complete, error)
+        return CallbackMark("pending", tries=1, delay_us=delay, error=text)
 
     async def call_back(self, row: Row, worker: str) -> None:
         """Call a callback that has been claimed, alone in a transaction of its own."""
@@ -133,9 +134,7 @@ class Completion:
             async with self._database.transaction() as transaction:
                 if not await transaction.run(finish_callback(run_id, worker, tries)):
                     return
-                arguments = callback.callback_arguments(
-                    run_id=run_id, result=_result_of(row), context=row["context"]
-                )
+                arguments = callback.callback_arguments(run_id=run_id, result=_result_of(row), context=row["context"])
                 await self._mutations.call(transaction, callback, arguments)
         except BaseException as error:
             if _is_being_canceled():
@@ -192,11 +191,18 @@ def _tell(report: Report, *, owned: bool) -> None:
             logger.info("run %s succeeded in attempt %d", report.run_id, report.attempt, extra=extra)
         else:
             logger.error(
-                "run %s failed for good in attempt %d: %s", report.run_id, report.attempt, move.failure.error_type,
+                "run %s failed for good in attempt %d: %s",
+                report.run_id,
+                report.attempt,
+                move.failure.error_type,
                 extra=extra,
             )
     elif move.failure is not None:
         logger.warning(
-            "run %s failed in attempt %d: %s; next in %.3f s", report.run_id, report.attempt, move.failure.error_type,
-            move.delay_us / 1e6, extra=extra,
+            "run %s failed in attempt %d: %s; next in %.3f s",
+            report.run_id,
+            report.attempt,
+            move.failure.error_type,
+            move.delay_us / 1e6,
+            extra=extra,
         )

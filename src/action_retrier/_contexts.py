@@ -58,7 +58,7 @@ class _AttemptContext:
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Why: ``canceled``, ``timed_out``, ``deadline_exceeded``, ``lease_lost`` or ``shutting_down``; None to go on."""
+        """Why it should: canceled, timed_out, deadline_exceeded, lease_lost or shutting_down; None to go on."""
         return self._signals.stop_reason
 
     def raise_if_canceled(self) -> None:

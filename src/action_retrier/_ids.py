@@ -1,5 +1,6 @@
 """Identifiers: made here, before the database is asked, so that a repeated start inserts once."""
 
+import random
 import re
 import secrets
 import threading
@@ -32,6 +33,11 @@ def new_run_id(clock: Clock) -> str:
 def new_worker_id() -> str:
     """Return a fresh UUIDv4: every incarnation of a worker has its own."""
     return str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
+
+
+def system_random() -> random.Random:
+    """Return the operating system's randomness, which needs no seed and is safe after a fork."""
+    return random.SystemRandom()
 
 
 def is_run_id(text: object) -> bool:

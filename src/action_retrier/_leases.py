@@ -12,10 +12,10 @@ HEARTBEAT_S = 3.0
 class Heartbeat:
     """Renews the lease of one worker until it is stopped."""
 
-    def __init__(
-        self, leases: Leases, worker: str, *, is_wanted: Callable[[], bool], lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, leases: Leases, worker: str, *, is_wanted: Callable[[], bool], lost: Callable[[], None]) -> None:
         """
+        Take the lease.
+
         Args:
             leases: Where the lease is.
             worker: Whose lease it is.

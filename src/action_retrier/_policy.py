@@ -14,6 +14,7 @@ YEAR_MS = 365 * 24 * 3600 * 1000
 
 _FOREVER_MS = 1000 * YEAR_MS  # what is later than this would leave the calendar (year 9999)
 _MAX_COUNT = 2**31 - 1
+_NAME_LENGTH = 255
 _RETRY_AFTER_JITTER = 0.1
 
 
@@ -94,16 +95,17 @@ def check_options(options: Mapping[str, Any], *, where: str, extra: frozenset[st
             continue
         check = _CHECKS.get(name)
         if check is None:
-            raise TypeError(f"{where}: unknown option {name!r}; the options are {', '.join(sorted({*_CHECKS, *extra}))}")
+            known = ", ".join(sorted({*_CHECKS, *extra}))
+            raise TypeError(f"{where}: unknown option {name!r}; the options are {known}")
         check(f"{where}: {name}", value)
 
 
-def check_number(what: str, value: Any, *, at_least: float = 0, at_most: float = math.inf, positive: bool = False) -> None:
+def check_number(what: str, value: Any, *, at_most: float = math.inf, positive: bool = False) -> None:
     """Raise unless *value* is a finite number in range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < at_least or value > at_most or (positive and value == 0):
-        bounds = f"between {at_least:g} and {at_most:g}" if math.isfinite(at_most) else "finite and not negative"
+    if not math.isfinite(value) or value < 0 or value > at_most or (positive and value == 0):
+        bounds = f"between 0 and {at_most:g}" if math.isfinite(at_most) else "finite and not negative"
         raise ValueError(f"{what} must be {'greater than 0 and finite' if positive else bounds}, not {value!r}")
 
 
@@ -136,8 +138,8 @@ def check_name(what: str, value: Any) -> None:
     """Raise unless *value* is a usable name: 1 to 255 printable characters."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a string, not {value!r}")
-    if not 1 <= len(value) <= 255 or not value.isprintable():
-        raise ValueError(f"{what} must have 1 to 255 printable characters, not {value!r}")
+    if not 1 <= len(value) <= _NAME_LENGTH or not value.isprintable():
+        raise ValueError(f"{what} must have 1 to {_NAME_LENGTH} printable characters, not {value!r}")
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {

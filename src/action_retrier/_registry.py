@@ -1,5 +1,6 @@
 """Registered functions: their names, and the validators made from their signatures."""
 
+import contextlib
 import inspect
 import sys
 import types
@@ -8,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, update_wrapper
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, NotRequired, ParamSpec, Required, TypeVar
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, Required, TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
 
 from ._codec import ANY, ARGUMENTS_LIMIT, OBJECT, NotJSONError, check_size, decode, encode, explain
 from ._policy import check_name, check_number
@@ -36,19 +37,17 @@ class Signature:
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name!r} cannot be registered: its signature cannot be read ({error})") from None
+            raise ValueError(f"{name!r} cannot be registered: its signature is not readable ({error})") from None
         self.takes_ctx = bool(parameters) and parameters[0].name == "ctx"
         self.parameters = parameters[1:] if self.takes_ctx else parameters
         self._positional = [one.name for one in self.parameters if one.kind is one.POSITIONAL_ONLY]
         for one in self.parameters:
             if one.kind is one.VAR_POSITIONAL:
-                raise ValueError(f"{name!r} cannot be registered: arguments are passed by name, and *{one.name} has none")
+                raise ValueError(f"{name!r} cannot be registered: arguments go by name, and *{one.name} has none")
         # Annotations are read now, so that what JSON cannot carry is refused where it is written;
         # those that name something defined further down are read at the first use.
-        try:
+        with contextlib.suppress(NameError):
             _ = self._adapter, self._return_adapter
-        except NameError:
-            pass
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -217,7 +216,7 @@ class Action(_Registered[P, R], Generic[P, B, R]):
         arguments: dict[str, Any] = {}
         names = [one.name for one in self.signature.parameters if one.kind is not one.VAR_KEYWORD]
         if len(args) > len(names):
-            raise InvalidArguments(function=self.name, problem=f"{len(args)} positional arguments for {len(names)} parameters")
+            raise InvalidArguments(function=self.name, problem=f"{len(args)} values for {len(names)} parameters")
         arguments.update(zip(names, args, strict=False))
         for name, value in kwargs.items():
             if name in arguments:
@@ -362,7 +361,7 @@ class Registry:
             action = self.actions.get(given)
             return (given, None) if action is None else (action.name, action)
         if isinstance(given, Mutation):
-            raise InvalidArguments(function=given.name, problem="it is a mutation; what is run and retried is an action")
+            raise InvalidArguments(function=given.name, problem="it is a mutation; what is retried is an action")
         if isinstance(given, Action):
             if self.actions.get(given.name) is not given:
                 raise UnknownFunction(name=given.name, remedy="it belongs to another App; use the retrier of that one")
@@ -425,7 +424,9 @@ def name_of(function: Callable[..., Any], given: str | None, kind: str) -> str:
         ValueError: A lambda; or, without a name, a function that others could not find by one.
     """
     if isinstance(function, _Registered | type) or not callable(function):
-        raise ValueError(f"{function!r:.80} cannot be registered as {kind}: decorate a plain function")
+        raise ValueError(  # noqa: TRY004 - the contract knows one error for what cannot be registered
+            f"{function!r:.80} cannot be registered as {kind}: decorate a plain function"
+        )
     qualname = getattr(function, "__qualname__", None)
     if qualname is None:
         raise ValueError(f"{function!r:.80} cannot be registered as {kind}: it has no name; wrap it in a def")

@@ -67,9 +67,12 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[MutationCtx]:
         refuse_inside_transaction(self._database)
-        with self._database.transaction_sync() as transaction:
-            with opened_here(self._database), transaction.user_code():
-                yield MutationCtx(transaction, self._database, "sync")
+        with (
+            self._database.transaction_sync() as transaction,
+            opened_here(self._database),
+            transaction.user_code(),
+        ):
+            yield MutationCtx(transaction, self._database, "sync")
 
 
 class SyncWorker:
@@ -117,7 +120,7 @@ class AppWorker(_BothColours[Worker, SyncWorker]):
 
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[SyncWorker]:
-        started: Future[tuple[Worker, asyncio.AbstractEventLoop, Callable[[bool], None]]] = Future()
+        started: Future[tuple[Worker, asyncio.AbstractEventLoop, Callable[..., None]]] = Future()
         thread = threading.Thread(
             target=_run_in_thread, args=(self.make, started), name="action-retrier-worker", daemon=True
         )
@@ -126,10 +129,10 @@ class AppWorker(_BothColours[Worker, SyncWorker]):
         try:
             yield SyncWorker(worker, loop)
         except BaseException:
-            end(True)
+            end(in_a_hurry=True)
             thread.join()
             raise
-        end(False)
+        end()
         thread.join()
 
 
@@ -144,7 +147,7 @@ def _run_in_thread(make: Callable[[], Worker], started: "Future[Any]") -> None:
             started.set_exception(error)
             return
 
-        def end(in_a_hurry: bool) -> None:  # noqa: FBT001 - internal
+        def end(*, in_a_hurry: bool = False) -> None:
             if in_a_hurry:
                 loop.call_soon_threadsafe(worker.hurry)
             loop.call_soon_threadsafe(ending.set)

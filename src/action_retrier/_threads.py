@@ -1,6 +1,7 @@
 """Threads that do not keep the process alive: user code that never returns must not either."""
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -50,10 +51,8 @@ class DaemonThreads:
                 error = RuntimeError(f"the call raised {problem!r}")  # a future cannot carry it
             except BaseException as problem:  # noqa: BLE001 - it belongs to whoever awaits the future
                 error = problem
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, result, error)
-            except RuntimeError:
-                pass  # the loop is closed: nobody waits any more
 
         self.submit(work)
         return await future

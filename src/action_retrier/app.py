@@ -5,14 +5,13 @@ import atexit
 import re
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from random import SystemRandom
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from . import config
 from ._clock import Clock, SystemClock
 from ._contexts import ActionCtx, AttemptSignals, SyncActionCtx
-from ._ids import new_run_id
+from ._ids import new_run_id, system_random
 from ._mutations import Mutations, run_in_loop
 from ._policy import PolicyOptions, check_count, check_name, check_number, check_options
 from ._registry import (
@@ -46,7 +45,9 @@ class _ActionDecorator(Protocol):
     """What ``@app.action(...)`` returns."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[ActionCtx, P], R], /) -> Action[Concatenate[ActionCtx, P], P, R]: ...
+    def __call__(
+        self, function: Callable[Concatenate[ActionCtx, P], R], /
+    ) -> Action[Concatenate[ActionCtx, P], P, R]: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[SyncActionCtx, P], R], /
@@ -106,7 +107,7 @@ class App:
             registry=self._registry,
             mutations=self._mutations,
             clock=clock,
-            rng=SystemRandom(),
+            rng=system_random(),
             namespace=namespace,
             retention_us=round(retention_days * _DAY_US),
         )
@@ -129,7 +130,9 @@ class App:
     # Registering.
 
     @overload
-    def action(self, function: Callable[Concatenate[ActionCtx, P], R], /) -> Action[Concatenate[ActionCtx, P], P, R]: ...
+    def action(
+        self, function: Callable[Concatenate[ActionCtx, P], R], /
+    ) -> Action[Concatenate[ActionCtx, P], P, R]: ...
     @overload
     def action(
         self, function: Callable[Concatenate[SyncActionCtx, P], R], /

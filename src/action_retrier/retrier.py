@@ -274,6 +274,7 @@ class ActionRetrier:
             return await self._calls.database.read(make)
         return await target.run(make())
 
+
 def _like(twin: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Give a method the docstring of its twin: one text for both colours."""
 
@@ -282,7 +283,6 @@ def _like(twin: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]
         return method
 
     return decorate
-
 
 
 class SyncActionRetrier:

@@ -48,7 +48,7 @@ class ManualClock:
     """
 
     def __init__(self, start: datetime | None = None) -> None:
-        self._now_us = (( start or _START) - _EPOCH) // timedelta(microseconds=1)
+        self._now_us = ((start or _START) - _EPOCH) // timedelta(microseconds=1)
         self._lock = threading.Lock()
         self._timers: list[tuple[int, int, _ManualTimer]] = []
         self._order = itertools.count()

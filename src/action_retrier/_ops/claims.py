@@ -62,9 +62,7 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
     """
     suspects: Rows = []
     if max_losses > 0:
-        suspects = yield Statement(
-            "claim_suspects", claimant.parameters | {"count": 1, "max_losses": max_losses}
-        )
+        suspects = yield Statement("claim_suspects", claimant.parameters | {"count": 1, "max_losses": max_losses})
     runs: Rows = []
     if count > len(suspects):
         runs = yield Statement("claim_runs", claimant.parameters | {"count": count - len(suspects)})
@@ -77,9 +75,7 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
 
 def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]:
     """Take at most *count* due callbacks, and count their tries."""
-    return (
-        yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses})
-    )
+    return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
 
 
 def next_due(claimant: Claimant, max_losses: int) -> Op[NextDue]:

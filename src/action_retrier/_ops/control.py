@@ -79,9 +79,7 @@ def retry_run(namespace: str, run_id: str) -> Op[None]:
         RunNotFound, RunSucceeded
         RunInProgress: It executes, or its callback is pending.
     """
-    rows = yield Statement(
-        "retry_runs", _ANY.parameters | {"namespace": namespace, "id": run_id, "backing_off": 1}
-    )
+    rows = yield Statement("retry_runs", _ANY.parameters | {"namespace": namespace, "id": run_id, "backing_off": 1})
     if rows:
         return
     row = yield from load_status(namespace, run_id)
@@ -90,15 +88,13 @@ def retry_run(namespace: str, run_id: str) -> Op[None]:
         case State.SUCCEEDED:
             raise RunSucceeded(run_id=run_id)
         case State.RUNNING:
-            raise RunInProgress(run_id=run_id, reason="is executing", remedy="wait until it has ended, or cancel it first")
+            raise RunInProgress(run_id=run_id, reason="is executing", remedy="wait for its end, or cancel it first")
         # A pending run that is due, or was started for later, is on its way: nothing to do.
 
 
 def retry_runs(namespace: str, which: Filter) -> Op[int]:
     """Start afresh every failed and canceled run whose callback is not pending; return how many."""
-    rows = yield Statement(
-        "retry_runs", which.parameters | {"namespace": namespace, "id": None, "backing_off": 0}
-    )
+    rows = yield Statement("retry_runs", which.parameters | {"namespace": namespace, "id": None, "backing_off": 0})
     return len(rows)
 
 

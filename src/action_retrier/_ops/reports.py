@@ -148,9 +148,7 @@ def postpone_callback(run_id: str, worker: str, tries: int, delay_us: int, error
 def return_callbacks(run_ids: Sequence[str], worker: str) -> Op[None]:
     """Give callbacks back that were claimed and not called: the tries are not counted."""
     for run_id in sorted(run_ids):
-        yield Statement(
-            "release_callback", {"id": run_id, "worker": worker, "delay": 0, "lost": 0, "error": None}
-        )
+        yield Statement("release_callback", {"id": run_id, "worker": worker, "delay": 0, "lost": 0, "error": None})
 
 
 def _dumps(rows: Sequence[object]) -> str:

@@ -68,7 +68,7 @@ def execute(connection: sqlite3.Connection, statement: Statement, now_us: int) -
     """
     given: Mapping[str, Any] = statement.parameters
     wanted = _parameters(statement.name)
-    parameters = {name: given[name] if name in given else now_us for name in wanted}
+    parameters = {name: given.get(name, now_us) if name == "now" else given[name] for name in wanted}
     cursor = connection.cursor()
     cursor.row_factory = None
     text_factory = connection.text_factory

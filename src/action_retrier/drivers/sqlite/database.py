@@ -122,9 +122,10 @@ class SqliteDatabase:
         # Ten processes that open a new file at once do this one after the other: switching to WAL does not wait.
         gate.acquire()
         try:
-            with translated(self._path), contextlib.closing(
-                connect(self._path, writes=True, synchronous=self._synchronous)
-            ) as connection:
+            with (
+                translated(self._path),
+                contextlib.closing(connect(self._path, writes=True, synchronous=self._synchronous)) as connection,
+            ):
                 self._set_up(connection)
         finally:
             gate.release()
@@ -246,12 +247,14 @@ def _parse(url: str, rest: str) -> tuple[Path, str]:
     options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     synchronous = options.pop("synchronous", "full").lower()
     if options:
-        raise ValueError(f"database {url!r}: unknown option {sorted(options)[0]!r}; the one there is is synchronous")
+        raise ValueError(f"database {url!r}: unknown option {min(options)!r}; the one there is is synchronous")
     if synchronous not in _SYNCHRONOUS:
         raise ValueError(f"database {url!r}: synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}")
     name = unquote(name)
     if not name.startswith("/"):
-        raise ValueError(f"database {url!r}: use three slashes for a relative file (sqlite:///file.db), four for an absolute one")
+        raise ValueError(
+            f"database {url!r}: use three slashes for a relative file (sqlite:///file.db), four for an absolute one"
+        )
     name = name[1:]
     if name in {"", ":memory:"} or name.endswith("/") or "\0" in name:
         raise ValueError(

@@ -44,7 +44,7 @@ class LockFile:
     def is_in_place(self) -> bool:
         """Tell whether the file is still what its path names: somebody may have removed it."""
         try:
-            there = os.stat(self.path, follow_symlinks=False)
+            there = self.path.lstat()
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(self.descriptor))

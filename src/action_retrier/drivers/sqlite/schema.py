@@ -7,6 +7,7 @@ from importlib import resources
 
 from ...errors import SchemaMismatch
 
+
 @cache
 def migrations() -> list[str]:
     """Return the migrations' texts, the first one first."""

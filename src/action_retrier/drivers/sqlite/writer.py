@@ -21,7 +21,7 @@ from ...config import logger
 from ...errors import DatabaseUnavailable, RetrierError
 from .connection import connect, execute, explain, translated
 from .locks import lock_file
-from .transaction import Decision, Guard, SqliteTransaction
+from .transaction import Guard, SqliteTransaction
 
 _GROUP = 200  # operations in one transaction at most: users of other processes wait for it
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # size of the WAL from which its content is copied back
@@ -258,8 +258,7 @@ class Writer:
             with self._transaction() as connection:
                 assert self._guard is not None
                 loan = SqliteTransaction(connection, self._guard, self._path, self._clock)
-                if self._hand_over(job, loan) != "commit":
-                    raise _RollBack
+                self._hand_over(job, loan)
         except _RollBack:
             pass
         except BaseException as problem:  # noqa: BLE001 - it belongs to the borrower
@@ -271,10 +270,11 @@ class Writer:
             ended.error = error
             _deliver([ended])
 
-    def _hand_over(self, job: _Job, loan: SqliteTransaction) -> Decision:
+    def _hand_over(self, job: _Job, loan: SqliteTransaction) -> None:
+        """Wait until the borrower is done. Raises `_RollBack` unless it wants to commit."""
         with self._changed:
             if job.unwanted:
-                return "rollback"
+                raise _RollBack
             job.result = loan
         _deliver([job])
         decision = loan.wait(_LONG_LOAN_S, _warn_of_loan)
@@ -282,7 +282,8 @@ class Writer:
             assert self._guard is not None
             self._guard.expel()
             self._connection = self._guard = None
-        return decision
+        if decision != "commit":
+            raise _RollBack
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -295,11 +296,7 @@ class Writer:
                 connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                if not connection.in_transaction:
-                    raise DatabaseUnavailable(
-                        problem=f"{self._path}: SQLite rolled the transaction back",
-                        remedy="the disk may be full or failing; nothing was written",
-                    )
+                self._check_still_open(connection)
                 connection.commit()
             except BaseException as error:
                 self._roll_back(connection)
@@ -309,6 +306,14 @@ class Writer:
             self._checkpoint(connection)
         finally:
             gate.release()
+
+    def _check_still_open(self, connection: sqlite3.Connection) -> None:
+        """An error such as a full disk makes SQLite roll back behind our back."""
+        if not connection.in_transaction:
+            raise DatabaseUnavailable(
+                problem=f"{self._path}: SQLite rolled the transaction back",
+                remedy="the disk may be full or failing; nothing was written",
+            )
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:

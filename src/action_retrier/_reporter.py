@@ -1,0 +1,145 @@
+"""What a worker has to write: outcomes, collected while the last flush runs, and callbacks."""
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+
+from ._clock import Clock
+from ._completion import Completion, Report
+from ._execution import Execution
+from ._lifecycle import Attempted, Outcome, settle
+from ._ops.claims import Claimant, claim_callbacks
+from ._ops.reports import return_callbacks
+from ._statements import Rows
+from ._suspects import Suspects
+from .drivers import Database
+
+_BATCH = 10  # callbacks that share a transaction, or are claimed at once
+
+
+class Reporter:
+    """Collects the reports of one worker and writes them."""
+
+    def __init__(
+        self, *, database: Database, completion: Completion, clock: Clock, rng: Random, changed: Callable[[], None]
+    ) -> None:
+        """
+        Begin with nothing to write.
+
+        Args:
+            changed: Called whenever something has been written.
+        """
+        self._database = database
+        self._completion = completion
+        self._clock = clock
+        self._rng = rng
+        self._changed = changed
+        self._plain: list[Report] = []
+        self._plain_wake = asyncio.Event()
+        self._calling_back: list[Report] = []
+        self._callback_wake = asyncio.Event()
+        self._due = False
+        self._unsettled = 0
+        self._calling = 0
+        self._stopping = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is still to be written or being called back."""
+        return bool(self._unsettled or self._calling or self._due)
+
+    def report(self, execution: Execution, outcome: Outcome, worker: str) -> None:
+        """Settle an attempt that has ended, and collect what follows from it."""
+        row, attempted = execution.row, execution.attempted
+        if attempted.deadline_in_us is not None:
+            elapsed_us = self._clock.monotonic_us() - execution.claimed_at_us
+            attempted = Attempted(
+                attempted.failures, attempted.losses, attempted.policy, attempted.deadline_in_us - elapsed_us
+            )
+        report = Report(
+            row["id"],
+            row["attempt"],
+            worker,
+            settle(attempted, outcome, self._rng),
+            row["on_complete"],
+            row["context"],
+            execution.signals.progress,
+            suspect=row["losses"] > 0,
+        )
+        self._unsettled += 1
+        if report.calls_back:
+            self._calling_back.append(report)
+            self._callback_wake.set()
+        else:
+            self._plain.append(report)
+            self._plain_wake.set()
+
+    async def write_once(self) -> None:
+        """Write what has been collected while the last flush was running."""
+        await self._plain_wake.wait()
+        self._plain_wake.clear()
+        reports, self._plain = self._plain, []
+        try:
+            if reports:
+                await self._completion.write(reports)
+        except BaseException:
+            # Nothing of it was written: the same again, with what has come in meanwhile.
+            self._plain = reports + self._plain
+            self._plain_wake.set()
+            raise
+        self._unsettled -= len(reports)
+        self._changed()
+
+    def callbacks_are_due(self) -> None:
+        """Have pending callbacks claimed and called."""
+        if not self._stopping:
+            self._due = True
+            self._callback_wake.set()
+
+    async def call_back_once(self, claimant: Callable[[], Claimant], suspects: Suspects) -> None:
+        """End the runs that call back, then call the callbacks that are due by themselves."""
+        await self._callback_wake.wait()
+        self._callback_wake.clear()
+        reports, self._calling_back = self._calling_back, []
+        try:
+            while reports:
+                await self._completion.complete(reports[:_BATCH])
+                self._unsettled -= len(reports[:_BATCH])
+                reports = reports[_BATCH:]
+        except BaseException:
+            self._calling_back = reports + self._calling_back
+            self._callback_wake.set()
+            raise
+        if self._due:
+            self._calling += 1
+            self._due = False
+            try:
+                await self._call_due(claimant(), suspects)
+            finally:
+                self._calling -= 1
+        self._changed()
+
+    async def _call_due(self, claimant: Claimant, suspects: Suspects) -> None:
+        allowance = suspects.allowance(asyncio.get_running_loop().time())
+        rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, allowance))
+        for position, row in enumerate(rows):
+            if self._stopping:
+                await self._return(rows[position:], claimant)
+                return
+            key = ("callback", row["id"])
+            if row["callback_losses"] > 0:
+                # It has cost a worker already: strictly alone among the suspects.
+                suspects.start(key, row["callback_losses"] + 1, asyncio.get_running_loop().time())
+            try:
+                await self._completion.call_back(row, claimant.id)
+            finally:
+                suspects.end(key)
+
+    async def _return(self, rows: Rows, claimant: Claimant) -> None:
+        run_ids = [row["id"] for row in rows]
+        await self._database.write(lambda: return_callbacks(run_ids, claimant.id))
+
+    def stop(self) -> None:
+        """Call nothing more that is not owed with an outcome."""
+        self._stopping = True
+        self._due = False
