@@ -2,8 +2,8 @@
 
 from ._calls import Call
 from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
+from ._functions import Action, Bound, Mutation
 from ._policy import RetryPolicy
-from ._registry import Action, Bound, Mutation
 from .app import App
 from .errors import (
     DatabaseUnavailable,

@@ -1,27 +1,23 @@
 """Run one action once and say how it ended. No database here."""
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
 from pydantic import ValidationError
 
 from ._codec import RESULT_LIMIT, NotJSONError, check_size, describe_exception, explain
-from ._contexts import AttemptSignals
+from ._functions import Action
 from ._lifecycle import Outcome, Raised, Succeeded
-from ._registry import Action
 from ._threads import DaemonThreads
 from .errors import NonRetryableError, PayloadTooLarge, RetryAfter
 
 
-async def execute(
-    action: Action[Any, Any, Any], args: str, ctx: object, signals: AttemptSignals, threads: DaemonThreads
-) -> Outcome:
+async def execute(action: Action[Any, Any, Any], args: str, ctx: object, threads: DaemonThreads) -> Outcome:
     """
     Call *action* with stored arguments and return how that ended, whatever the action does.
 
     Returns:
-        `Succeeded` or `Raised`. When ``signals.stop_reason`` is set the caller knows better.
+        `Succeeded` or `Raised`. Whoever told the attempt to stop knows better.
     """
     try:
         arguments = action.signature.decode_arguments(args)
@@ -35,11 +31,6 @@ async def execute(
             value = await _call(action.signature.call(ctx, arguments))
         else:
             value = await threads.run(lambda: action.signature.call(ctx, arguments))
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if signals.stop_reason is None and task is not None and task.cancelling():
-            raise  # nobody told the action to stop: the whole program is being canceled
-        return outcome_of(action, error)
     except BaseException as error:  # noqa: BLE001 - the action call: whatever it raises is an outcome
         return outcome_of(action, error)
     return _returned(action, value)

@@ -3,44 +3,32 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, get_args
 
-from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
+from ._functions import Action, Bound, Mutation, encode_context
 from ._ids import is_run_id, new_run_id
 from ._lifecycle import State
-from ._open_transactions import refuse_inside_transaction
 from ._ops import control, reads
 from ._ops.starts import Start, start_runs
 from ._policy import CallOptions, RetryPolicy, check_count, check_number, check_options, to_us
-from ._registry import Action, Bound, Mutation, encode_by_name, encode_context
+from ._signatures import encode_by_name
 from ._statements import Op, Row, Rows
+from ._targets import Targets
+from ._waiting import Waiting
 from .config import logger
-from .errors import InvalidContext, RunNotFound
-from .results import CallbackState, Completed, Page, Run, RunResult, RunStatus
+from .errors import RunNotFound
+from .results import CallbackState, Page, Run, RunStatus
 
 if TYPE_CHECKING:
     from .app import App
-    from .drivers import Colour
 
 T = TypeVar("T")
 
-POLL_S = 0.25
 _SECONDS_SUSPECTED_BELOW = 10**11  # as milliseconds, that is 1973
 _LATEST_US = 253_402_300_799_000_000  # the end of the year 9999
 _MOST_RUNS = 1000
 _CALL_ONLY = frozenset({"idempotency_key"})
 _KEY_LENGTH = 255
-
-
-class Target(Protocol):
-    """A transaction of the caller's in which an operation runs."""
-
-    async def run(self, op: Op[T]) -> T:
-        """Run *op* there."""
-
-    def run_sync(self, op: Op[T]) -> T:
-        """Run *op* there."""
 
 
 class Call:
@@ -83,6 +71,7 @@ class Calls:
         self._app = app
         self._engine = app._engine  # noqa: SLF001 - one floor, one house
         self.database = self._engine.database
+        self.targets = Targets(app, self.database)
         self._namespace = self._engine.namespace
         self._options = dict(options)
         self._default_policies: dict[str | None, RetryPolicy] = {}
@@ -230,110 +219,9 @@ class Calls:
             return None
         return self._engine.registry.find_action(action.action if isinstance(action, Bound) else action)[0]
 
-    # The transaction.
-
-    def target(self, ctx: object, colour: "Colour", *, writes: bool) -> Target | None:
-        """
-        Return the transaction that *ctx* holds; None for one of our own.
-
-        Raises:
-            InvalidContext: It holds none that could serve, with the remedy.
-        """
-        if ctx is self._app:
-            refuse_inside_transaction(self.database)
-            return None
-        if isinstance(ctx, ActionCtx | SyncActionCtx):
-            self._check_home(ctx._database)  # noqa: SLF001
-            _check_colour("async" if isinstance(ctx, ActionCtx) else "sync", colour, ctx)
-            refuse_inside_transaction(self.database)
-            return None
-        if isinstance(ctx, MutationCtx):
-            self._check_home(ctx._database)  # noqa: SLF001
-            _check_colour(ctx._colour, colour, ctx)  # noqa: SLF001
-            _ = ctx.db  # raises once the transaction has ended
-            return ctx._transaction  # noqa: SLF001
-        _refuse_functions(ctx)
-        executor = self.database.executor(ctx, writes=writes)
-        if executor is None:
-            raise InvalidContext(
-                problem=f"ctx is {_describe(ctx)}, which holds no transaction on {self.database.location}",
-                remedy="pass the app, the ctx of an action or a mutation, or an open connection to that database",
-            )
-        return executor
-
-    def _check_home(self, database: object) -> None:
-        if database is not self.database:
-            raise InvalidContext(
-                problem="ctx belongs to another App than this retrier", remedy="use the retrier of that App"
-            )
-
-    def refuse_to_wait(self, ctx: object, colour: "Colour") -> None:
-        """Raise `InvalidContext` if *ctx* has a transaction open."""
-        target = self.target(ctx, colour, writes=False)
-        if isinstance(ctx, MutationCtx) or getattr(target, "in_transaction", False):
-            raise InvalidContext(
-                problem="wait was called inside a transaction",
-                remedy="commit first, then wait with the app as ctx: before that the run does not start",
-            )
-
-    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call *wake*, from any thread, when something may have ended; returns the way to end that."""
-        subscription = self.database.changes.subscribe(wake)
-        subscription.active = True
-        end_clock = self._engine.clock.subscribe(wake)
-
-        def end() -> None:
-            subscription.active = False
-            subscription.close()
-            end_clock()
-
-        return end
-
-    def monotonic_us(self) -> int:
-        """Return the injected monotonic clock."""
-        return self._engine.clock.monotonic_us()
-
-
-class Waiting:
-    """The part of waiting for a run that has no colour."""
-
-    def __init__(self, calls: Calls, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> None:
-        self._calls = calls
-        self._wake = wake
-        self._run_id = run_id
-        self._timeout_ms = timeout_ms
-        self._until_us = None if timeout_ms is None else calls.monotonic_us() + to_us(timeout_ms)
-        self._end: Callable[[], None] | None = None
-
-    def __enter__(self) -> Self:
-        self._end = self._calls.subscribe(self._wake)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._end is not None:
-            self._end()
-
-    def result_of(self, status: RunStatus) -> RunResult | None:
-        """Return the result; None to wait on. Raises TimeoutError when that has lasted too long."""
-        if isinstance(status, Completed):
-            return status.result
-        if self._until_us is not None and self._calls.monotonic_us() >= self._until_us:
-            raise TimeoutError(f"run {self._run_id} has not ended within {self._timeout_ms:g} ms")
-        return None
-
-    def pause_s(self) -> float:
-        """Return how long to wait for a wake-up before looking again."""
-        if self._until_us is None:
-            return POLL_S
-        return min(POLL_S, max(0.001, (self._until_us - self._calls.monotonic_us()) / 1e6))
-
-
-def check_wait(timeout_ms: float | None) -> None:
-    """Raise unless *timeout_ms* is a number that is not negative, or None."""
-    if timeout_ms is not None:
-        check_number("timeout_ms", timeout_ms)
+    def waiting(self, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> Waiting:
+        """Return what waits for a run."""
+        return Waiting(self.database, self._engine.clock, wake, run_id, timeout_ms)
 
 
 def _known(run_id: object) -> str:
@@ -377,25 +265,3 @@ def _check_key(key: object) -> str | None:
 def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     if value is not None and value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-
-
-def _check_colour(has: "Colour", wanted: "Colour", ctx: object) -> None:
-    if has != wanted:
-        retrier = "ActionRetrier" if has == "async" else "SyncActionRetrier"
-        raise InvalidContext(
-            problem=f"ctx is {_describe(ctx)} of the other colour ({has})", remedy=f"use {retrier} with it"
-        )
-
-
-def _refuse_functions(ctx: object) -> None:
-    given = ctx.action if isinstance(ctx, Bound) else ctx
-    if isinstance(given, Action | Mutation):
-        raise InvalidContext(
-            problem=f"ctx is the {given.kind} {given.name!r}", remedy="pass app or your session first, then the action"
-        )
-
-
-def _describe(ctx: object) -> str:
-    name = type(ctx).__qualname__
-    article = "an" if name[:1] in "AEIOUaeiou" else "a"
-    return f"{article} {name}"

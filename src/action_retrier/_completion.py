@@ -12,10 +12,11 @@ from random import Random
 from typing import Any
 
 from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
+from ._functions import Mutation
 from ._lifecycle import Finish, Move, State, callback_delay_us
 from ._mutations import Mutations
 from ._ops.reports import CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
-from ._registry import Mutation, Registry
+from ._registry import Registry
 from ._statements import Op, Row
 from .config import logger
 from .drivers import Database, Transaction
@@ -81,45 +82,47 @@ class Completion:
         if len(shared) > 1:
             try:
                 async with self._database.transaction() as transaction:
-                    for report in shared:
-                        await self._complete_in(transaction, report)
+                    owned = [await self._complete_in(transaction, report) for report in shared]
             except Exception as error:  # noqa: BLE001 - whatever it was, each is tried alone
                 logger.info("a shared transaction of callbacks failed; each is done alone (%s)", type(error).__name__)
             else:
+                for report, is_owned in zip(shared, owned, strict=True):
+                    _tell(report, owned=is_owned)
                 reports = [report for report in reports if report not in shared]
         for report in reports:
             await self._complete_alone(report)
 
-    async def _complete_in(self, transaction: Transaction, report: Report) -> None:
+    async def _complete_in(self, transaction: Transaction, report: Report) -> bool:
         try:
             with transaction.savepoint():
-                await self._finish_and_call(transaction, report)
+                return await self._finish_and_call(transaction, report)
         except Exception as error:
             if not transaction.is_open:
                 raise
-            await transaction.run(apply_moves([report.settled(self._postponed(report, error))]))
+            return bool(await transaction.run(apply_moves([report.settled(self._postponed(report, error))])))
 
     async def _complete_alone(self, report: Report) -> None:
         try:
             async with self._database.transaction() as transaction:
-                await self._finish_and_call(transaction, report)
+                owned = await self._finish_and_call(transaction, report)
         except BaseException as error:
             if _is_being_canceled():
                 raise
             # The outcome stays, and the callback alone is tried again.
             settled = report.settled(self._postponed(report, error))
-            await self._database.write(lambda: apply_moves([settled]))
+            owned = bool(await self._database.write(lambda: apply_moves([settled])))
+        _tell(report, owned=owned)
 
-    async def _finish_and_call(self, transaction: Transaction, report: Report) -> None:
-        owned = await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))]))
-        _tell(report, owned=bool(owned))
-        if not owned:
-            return
+    async def _finish_and_call(self, transaction: Transaction, report: Report) -> bool:
+        """Write the end and call back. False: the run is not this attempt's any more, and nothing was done."""
+        if not await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])):
+            return False
         callback = self._callback(report)
         arguments = callback.callback_arguments(
             run_id=report.run_id, result=_result(report.move), context=report.context
         )
         await self._mutations.call(transaction, callback, arguments)
+        return True
 
     def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)

@@ -7,10 +7,10 @@ from typing import Any
 from . import _attempt
 from ._clock import Clock, Timer
 from ._contexts import ActionCtx, AttemptSignals, StopReason, SyncActionCtx
+from ._functions import Action
 from ._lifecycle import Attempted, DeadlinePassed, NotBegun, Outcome, Succeeded, TimedOut, WorkerStopped
 from ._mutations import Mutations
 from ._policy import policy_from_json, to_us
-from ._registry import Action
 from ._statements import Row
 from ._suspects import Suspects
 from ._threads import DaemonThreads
@@ -50,9 +50,10 @@ class Execution:
         if not self.begun:
             return NotBegun()
         if task.cancelled():
-            return self.outcome_of_stop()
-        error = task.exception()
-        outcome = task.result() if error is None else _attempt.outcome_of(self.action, error)
+            outcome: Outcome = _attempt.outcome_of(self.action, asyncio.CancelledError())
+        else:
+            error = task.exception()
+            outcome = task.result() if error is None else _attempt.outcome_of(self.action, error)
         match self.signals.stop_reason:
             case None:
                 return outcome
@@ -140,7 +141,7 @@ class Executions:
         if row["deadline_in"] is not None:
             self._limit(execution, row["deadline_in"], "deadline_exceeded")
         ctx = self._context(execution) if execution.action.signature.takes_ctx else None
-        return await _attempt.execute(execution.action, row["args"], ctx, execution.signals, self._threads)
+        return await _attempt.execute(execution.action, row["args"], ctx, self._threads)
 
     def _context(self, execution: Execution) -> ActionCtx | SyncActionCtx:
         row, is_async = execution.row, execution.action.signature.is_async

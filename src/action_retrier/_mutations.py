@@ -7,8 +7,9 @@ from typing import Any
 
 from ._clock import Clock
 from ._contexts import MutationCtx
+from ._functions import Mutation
 from ._open_transactions import opened_here, refuse_inside_transaction
-from ._registry import Mutation, Registry
+from ._registry import Registry
 from ._threads import DaemonThreads
 from .drivers import Database, Transaction
 

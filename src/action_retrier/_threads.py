@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_IDLE_S = 5.0  # a thread that has had nothing to do for so long ends
+
 
 class DaemonThreads:
     """
@@ -77,8 +79,8 @@ class DaemonThreads:
         while True:
             with self._changed:
                 self._idle += 1
-                while not self._tasks and not self._closed:
-                    self._changed.wait()
+                while not self._tasks and not self._closed and self._changed.wait(_IDLE_S):
+                    pass
                 self._idle -= 1
                 if not self._tasks:
                     self._threads -= 1

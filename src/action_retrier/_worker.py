@@ -209,7 +209,7 @@ class Worker:
         except DatabaseUnavailable as error:
             # Others will notice the free lease and recover what is left.
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
-        await asyncio.to_thread(self._heartbeat.stop)
+        self._heartbeat.stop()
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)

@@ -1,9 +1,7 @@
 """`App`: one database, and the functions registered with it."""
 
 import asyncio
-import atexit
 import re
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
@@ -11,21 +9,21 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack,
 from . import config
 from ._clock import Clock, SystemClock
 from ._contexts import ActionCtx, AttemptSignals, SyncActionCtx
-from ._ids import new_run_id, system_random
-from ._mutations import Mutations, run_in_loop
-from ._policy import PolicyOptions, check_count, check_name, check_number, check_options
-from ._registry import (
+from ._functions import (
     DEFAULT_MUTATION_TIMEOUT_MS,
     Action,
     Isolation,
     Mutation,
-    Registry,
-    Signature,
     check_exception_types,
     check_mutation_options,
     name_of,
 )
+from ._ids import new_run_id, system_random
+from ._mutations import Mutations, run_in_loop
+from ._policy import PolicyOptions, check_count, check_name, check_number, check_options
+from ._registry import Registry
 from ._sessions import AppTransaction, AppWorker, run_to_end, run_until_signal
+from ._signatures import Signature
 from ._threads import DaemonThreads
 from ._worker import Engine
 from .drivers import Database, open_database
@@ -112,7 +110,6 @@ class App:
             retention_us=round(retention_days * _DAY_US),
         )
         self._threads = DaemonThreads(4, "action-retrier-app")
-        _close_at_exit(self)
 
     @property
     def namespace(self) -> str:
@@ -392,16 +389,3 @@ def _check_colour(signature: Signature, database: Database) -> None:
     if colour not in database.mutation_colours:
         other = "def" if colour == "async" else "async def"
         raise ValueError(f"mutation {signature.name!r} is of a colour that this database cannot serve: use {other}")
-
-
-def _close_at_exit(app: App) -> None:
-    """Close what was opened lazily when the interpreter ends, so that daemon threads do not die in SQLite."""
-    reference = weakref.ref(app._database)  # noqa: SLF001 - one module
-
-    def close() -> None:
-        database = reference()
-        if database is not None:
-            database.close()
-
-    atexit.register(close)
-    weakref.finalize(app, atexit.unregister, close)

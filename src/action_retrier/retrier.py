@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, Unpack
 
-from ._calls import Call, Calls, Waiting, check_wait
+from ._calls import Call, Calls
+from ._functions import Action, Bound, Mutation
 from ._policy import CallOptions, PolicyOptions
-from ._registry import Action, Bound, Mutation
 from ._statements import Op
 from .results import Page, Run, RunResult, RunStatus
 
@@ -139,8 +139,7 @@ class ActionRetrier:
             TimeoutError: It has not ended in time.
             InvalidContext: Inside a transaction: the run could not start before its commit.
         """
-        check_wait(timeout_ms)
-        self._calls.refuse_to_wait(ctx, "async")
+        self._calls.targets.refuse_to_wait(ctx, "async")
         event = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -148,7 +147,7 @@ class ActionRetrier:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(event.set)
 
-        with Waiting(self._calls, wake, run_id, timeout_ms) as waiting:
+        with self._calls.waiting(wake, run_id, timeout_ms) as waiting:
             while (result := waiting.result_of(await self._read(ctx, lambda: self._calls.status(run_id)))) is None:
                 timer = loop.call_later(waiting.pause_s(), event.set)
                 await event.wait()
@@ -263,13 +262,13 @@ class ActionRetrier:
         return await self._write(ctx, lambda: self._calls.retry_all(which))
 
     async def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.target(ctx, "async", writes=True)
+        target = self._calls.targets.find(ctx, "async", writes=True)
         if target is None:
             return await self._calls.database.write(make, patience_s=WRITE_PATIENCE_S)
         return await target.run(make())
 
     async def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.target(ctx, "async", writes=False)
+        target = self._calls.targets.find(ctx, "async", writes=False)
         if target is None:
             return await self._calls.database.read(make)
         return await target.run(make())
@@ -360,10 +359,9 @@ class SyncActionRetrier:
 
     @_like(ActionRetrier.wait)
     def wait(self, ctx: object, run_id: str, *, timeout_ms: float | None = None) -> RunResult:
-        check_wait(timeout_ms)
-        self._calls.refuse_to_wait(ctx, "sync")
+        self._calls.targets.refuse_to_wait(ctx, "sync")
         event = threading.Event()
-        with Waiting(self._calls, event.set, run_id, timeout_ms) as waiting:
+        with self._calls.waiting(event.set, run_id, timeout_ms) as waiting:
             while (result := waiting.result_of(self._read(ctx, lambda: self._calls.status(run_id)))) is None:
                 event.wait(waiting.pause_s())
                 event.clear()
@@ -428,13 +426,13 @@ class SyncActionRetrier:
         return self._write(ctx, lambda: self._calls.retry_all(which))
 
     def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.target(ctx, "sync", writes=True)
+        target = self._calls.targets.find(ctx, "sync", writes=True)
         if target is None:
             return self._calls.database.write_sync(make, patience_s=WRITE_PATIENCE_S)
         return target.run_sync(make())
 
     def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.target(ctx, "sync", writes=False)
+        target = self._calls.targets.find(ctx, "sync", writes=False)
         if target is None:
             return self._calls.database.read_sync(make)
         return target.run_sync(make())

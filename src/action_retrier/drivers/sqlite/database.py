@@ -7,7 +7,9 @@ import queue
 import sqlite3
 import stat
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote
@@ -54,7 +56,8 @@ class SqliteDatabase:
         self._installation: str | None = None
         self._idle_readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._threads = DaemonThreads(_READERS, "action-retrier-reader")
-        self.changes = SqliteChanges(lambda: connect(self._path, writes=False, synchronous=self._synchronous))
+        # No reference to this object: it ends what it has begun when nobody holds it any more.
+        self.changes = SqliteChanges(partial(connect, self._path, writes=False, synchronous=self._synchronous))
         self.leases = SqliteLeases(self._path.with_name(self._path.name + "-workers"))
 
     @property
@@ -79,19 +82,16 @@ class SqliteDatabase:
                 self._path, self._gate, clock=self._clock, synchronous=self._synchronous, committed=self.changes.notify
             )
             self._pid = os.getpid()
+            self._end = weakref.finalize(
+                self, _end, self._pid, self._writer, self.changes, self._threads, self._idle_readers
+            )
 
     def close(self) -> None:
         """Let go of every connection and thread."""
         with self._opening:
-            if self._pid != os.getpid():
-                return
-            assert self._writer is not None
-            self._writer.close()
-            self.changes.close()
-            self._threads.close()
-            while not self._idle_readers.empty():
-                self._idle_readers.get_nowait().close()
-            self._reset()
+            if self._pid == os.getpid():
+                self._end()
+                self._reset()
 
     @property
     def _gate(self) -> Path:
@@ -230,6 +230,23 @@ class SqliteDatabase:
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
 
         return diagnose(self._path)
+
+
+def _end(
+    pid: int,
+    writer: Writer,
+    changes: SqliteChanges,
+    threads: DaemonThreads,
+    readers: "queue.LifoQueue[sqlite3.Connection]",
+) -> None:
+    """Let go of connections and threads: on close, when the database is forgotten, or when the interpreter ends."""
+    if pid != os.getpid():
+        return  # they are our parent's
+    writer.close()
+    changes.close()
+    threads.close()
+    while not readers.empty():
+        readers.get_nowait().close()
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

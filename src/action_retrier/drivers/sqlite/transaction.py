@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,6 +16,8 @@ T = TypeVar("T")
 Decision = Literal["commit", "rollback", "abandon"]
 
 _OUR_SAVEPOINTS = "action_retrier_"
+_EXPEL_TRIES = 100
+_EXPEL_PAUSE_S = 0.01
 
 
 class Guard:
@@ -63,8 +66,15 @@ class Guard:
     def expel(self) -> None:
         """Allow nothing more to whoever still holds the connection, and end the transaction."""
         self._attempts = None
-        self._connection.interrupt()
-        self._connection.rollback()
+        for _ in range(_EXPEL_TRIES):
+            self._connection.interrupt()
+            try:
+                self._connection.rollback()
+            except sqlite3.OperationalError:
+                # The statement that was interrupted has not ended yet, and ours went with it.
+                time.sleep(_EXPEL_PAUSE_S)
+            else:
+                break
         # A new authorizer also expires the statements that are compiled already.
         self._connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 

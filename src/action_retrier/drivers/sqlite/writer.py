@@ -280,8 +280,8 @@ class Writer:
         decision = loan.wait(_LONG_LOAN_S, _warn_of_loan)
         if decision == "abandon":
             assert self._guard is not None
-            self._guard.expel()
-            self._connection = self._guard = None
+            guard, self._connection, self._guard = self._guard, None, None
+            guard.expel()
         if decision != "commit":
             raise _RollBack
 

@@ -1,0 +1,146 @@
+"""How registered functions are called: validators made from their signatures, and the JSON form of arguments."""
+
+import contextlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NotRequired, Required
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
+
+from ._codec import ANY, OBJECT, NotJSONError, decode, encode, explain
+from .errors import InvalidArguments
+
+
+class Signature:
+    """How a function is called: which arguments it takes, and their JSON form."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        self.name = name
+        self.is_async = inspect.iscoroutinefunction(function)
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name!r} cannot be registered: its signature is not readable ({error})") from None
+        self.takes_ctx = bool(parameters) and parameters[0].name == "ctx"
+        self.parameters = parameters[1:] if self.takes_ctx else parameters
+        self._positional = [one.name for one in self.parameters if one.kind is one.POSITIONAL_ONLY]
+        for one in self.parameters:
+            if one.kind is one.VAR_POSITIONAL:
+                raise ValueError(f"{name!r} cannot be registered: arguments go by name, and *{one.name} has none")
+        # Annotations are read now, so that what JSON cannot carry is refused where it is written;
+        # those that name something defined further down are read at the first use.
+        with contextlib.suppress(NameError):
+            _ = self._adapter, self._return_adapter
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        fields: dict[str, Any] = {}
+        config = ConfigDict(extra="forbid")
+        for one in self.parameters:
+            hint = self._hints.get(one.name, Any)
+            if one.kind is one.VAR_KEYWORD:
+                config = ConfigDict(extra="allow")
+                continue
+            fields[one.name] = Required[hint] if one.default is one.empty else NotRequired[hint]
+        # A TypedDict: what was not passed stays absent, and the function's own default applies at the call.
+        make: Any = TypedDict
+        arguments = make("arguments", fields)
+        arguments.__pydantic_config__ = config
+        return self._build(arguments)
+
+    @cached_property
+    def _return_adapter(self) -> TypeAdapter[Any]:
+        hint = self._hints.get("return", Any)
+        return ANY if hint in {Any, typing.NoReturn} else self._build(hint)
+
+    def adapter_of(self, parameter: str) -> TypeAdapter[Any]:
+        """Return the adapter of one parameter's annotation."""
+        found = self._parameter_adapters.get(parameter)
+        if found is None:
+            hint = self._hints.get(parameter, Any)
+            found = self._parameter_adapters[parameter] = ANY if hint is Any else self._build(hint)
+        return found
+
+    @cached_property
+    def _parameter_adapters(self) -> dict[str, TypeAdapter[Any]]:
+        return {}
+
+    def _build(self, hint: Any) -> TypeAdapter[Any]:
+        try:
+            return TypeAdapter(hint)
+        except PydanticSchemaGenerationError as error:
+            raise ValueError(
+                f"{self.name!r} cannot be registered: JSON cannot carry one of its annotations ({_first_line(error)})"
+            ) from None
+        except PydanticUserError as error:
+            raise NameError(str(error)) from None  # a forward reference inside: tried again at the first use
+
+    def encode_arguments(self, args: Mapping[str, Any] | None) -> str:
+        """
+        Validate arguments and encode them as JSON text.
+
+        Raises:
+            InvalidArguments: One is wrong, missing or extra, or JSON cannot carry it there and back.
+        """
+        try:
+            checked = self._adapter.validate_python(_mapping(self.name, args))
+            text = encode(self._adapter, checked)
+            decode(self._adapter, text)  # what does not come back must not be stored
+        except ValidationError as error:
+            raise InvalidArguments(function=self.name, problem=explain(error)) from None
+        except NotJSONError as error:
+            raise InvalidArguments(function=self.name, problem=f"JSON cannot carry them: {error}") from None
+        except RecursionError:
+            raise InvalidArguments(function=self.name, problem="they are nested too deeply") from None
+        return text
+
+    def decode_arguments(self, text: str) -> dict[str, Any]:
+        """Convert stored arguments for the call. Raises pydantic's ValidationError, a ValueError."""
+        arguments: dict[str, Any] = decode(self._adapter, text)
+        return arguments
+
+    def check_arguments(self, args: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Validate and convert arguments for a call here and now. Raises `InvalidArguments`."""
+        return self.decode_arguments(self.encode_arguments(args))
+
+    def encode_result(self, value: object) -> str:
+        """Encode what the function returned. Raises `NotJSONError`."""
+        return encode(self._return_adapter, value)
+
+    def call(self, ctx: object, arguments: Mapping[str, Any]) -> Any:
+        """Call the function, with *ctx* if it wants one."""
+        rest = dict(arguments)
+        positional = [rest.pop(name) for name in self._positional if name in rest]
+        if self.takes_ctx:
+            return self.function(ctx, *positional, **rest)
+        return self.function(*positional, **rest)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _mapping(name: str, args: object) -> Mapping[str, Any]:
+    if args is None:
+        return {}
+    if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
+        raise InvalidArguments(
+            function=name, problem=f"args must map parameter names to values, like {{'order_id': 7}}, not {args!r:.80}"
+        )
+    return args
+
+
+def encode_by_name(name: str, args: Mapping[str, Any] | None) -> str:
+    """Encode the arguments of a function that is known by its name only: checked for JSON alone."""
+    try:
+        return encode(OBJECT, dict(_mapping(name, args)))
+    except NotJSONError as error:
+        raise InvalidArguments(function=name, problem=f"JSON cannot carry them: {error}") from None

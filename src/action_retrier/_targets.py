@@ -1,0 +1,98 @@
+"""Find the transaction that a call's ``ctx`` holds."""
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
+from ._functions import Action, Bound, Mutation
+from ._open_transactions import refuse_inside_transaction
+from ._statements import Op
+from .errors import InvalidContext
+
+if TYPE_CHECKING:
+    from .drivers import Colour, Database
+
+T = TypeVar("T")
+
+
+class Target(Protocol):
+    """A transaction of the caller's in which an operation runs."""
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* there."""
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op* there."""
+
+
+class Targets:
+    """Finds the transactions of the calls to one app."""
+
+    def __init__(self, app: object, database: "Database") -> None:
+        self._app = app
+        self._database = database
+
+    def find(self, ctx: object, colour: "Colour", *, writes: bool) -> Target | None:
+        """
+        Return the transaction that *ctx* holds; None for one of our own.
+
+        Raises:
+            InvalidContext: It holds none that could serve, with the remedy.
+        """
+        if ctx is self._app:
+            refuse_inside_transaction(self._database)
+            return None
+        if isinstance(ctx, ActionCtx | SyncActionCtx):
+            self._check_home(ctx._database)  # noqa: SLF001
+            _check_colour("async" if isinstance(ctx, ActionCtx) else "sync", colour, ctx)
+            refuse_inside_transaction(self._database)
+            return None
+        if isinstance(ctx, MutationCtx):
+            self._check_home(ctx._database)  # noqa: SLF001
+            _check_colour(ctx._colour, colour, ctx)  # noqa: SLF001
+            _ = ctx.db  # raises once the transaction has ended
+            return ctx._transaction  # noqa: SLF001
+        _refuse_functions(ctx)
+        executor = self._database.executor(ctx, writes=writes)
+        if executor is None:
+            raise InvalidContext(
+                problem=f"ctx is {_describe(ctx)}, which holds no transaction on {self._database.location}",
+                remedy="pass the app, the ctx of an action or a mutation, or an open connection to that database",
+            )
+        return executor
+
+    def _check_home(self, database: object) -> None:
+        if database is not self._database:
+            raise InvalidContext(
+                problem="ctx belongs to another App than this retrier", remedy="use the retrier of that App"
+            )
+
+    def refuse_to_wait(self, ctx: object, colour: "Colour") -> None:
+        """Raise `InvalidContext` if *ctx* has a transaction open."""
+        target = self.find(ctx, colour, writes=False)
+        if isinstance(ctx, MutationCtx) or getattr(target, "in_transaction", False):
+            raise InvalidContext(
+                problem="wait was called inside a transaction",
+                remedy="commit first, then wait with the app as ctx: before that the run does not start",
+            )
+
+
+def _check_colour(has: "Colour", wanted: "Colour", ctx: object) -> None:
+    if has != wanted:
+        retrier = "ActionRetrier" if has == "async" else "SyncActionRetrier"
+        raise InvalidContext(
+            problem=f"ctx is {_describe(ctx)} of the other colour ({has})", remedy=f"use {retrier} with it"
+        )
+
+
+def _refuse_functions(ctx: object) -> None:
+    given = ctx.action if isinstance(ctx, Bound) else ctx
+    if isinstance(given, Action | Mutation):
+        raise InvalidContext(
+            problem=f"ctx is the {given.kind} {given.name!r}", remedy="pass app or your session first, then the action"
+        )
+
+
+def _describe(ctx: object) -> str:
+    name = type(ctx).__qualname__
+    article = "an" if name[:1] in "AEIOUaeiou" else "a"
+    return f"{article} {name}"
