@@ -1,9 +1,8 @@
 """Run one action once and say how it ended. No database here."""
 
-from collections.abc import Awaitable
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic_core import ValidationError
 
 from ._codec import RESULT_LIMIT, NotJSONError, check_size, describe_exception, explain
 from ._functions import Action
@@ -26,18 +25,21 @@ async def execute(action: Action[Any, Any, Any], args: str, ctx: object, threads
         return Raised("InvalidArguments", f"the stored arguments do not fit {action.name!r}: {explain(error)}")
     except BaseException as error:  # noqa: BLE001 - a validator is user code
         return outcome_of(action, error)
+    if not action.signature.is_async:
+        return await threads.run(lambda: _call(action, arguments, ctx))
     try:
-        if action.signature.is_async:
-            value = await _call(action.signature.call(ctx, arguments))
-        else:
-            value = await threads.run(lambda: action.signature.call(ctx, arguments))
+        value = await action.signature.call(ctx, arguments)
     except BaseException as error:  # noqa: BLE001 - the action call: whatever it raises is an outcome
         return outcome_of(action, error)
     return _returned(action, value)
 
 
-async def _call(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+def _call(action: Action[Any, Any, Any], arguments: dict[str, Any], ctx: object) -> Outcome:
+    try:
+        value = action.signature.call(ctx, arguments)
+    except BaseException as error:  # noqa: BLE001 - the action call, in a thread
+        return outcome_of(action, error)
+    return _returned(action, value)
 
 
 def _returned(action: Action[Any, Any, Any], value: object) -> Outcome:

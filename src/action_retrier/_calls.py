@@ -13,7 +13,7 @@ from ._ops.starts import Start, start_runs
 from ._policy import CallOptions, RetryPolicy, check_count, check_number, check_options, to_us
 from ._signatures import encode_by_name
 from ._statements import Op, Row, Rows
-from ._targets import Targets
+from ._targets import Targets, refuse_functions
 from ._waiting import Waiting
 from .config import logger
 from .errors import RunNotFound
@@ -72,14 +72,18 @@ class Calls:
         self._engine = app._engine  # noqa: SLF001 - one floor, one house
         self.database = self._engine.database
         self.targets = Targets(app, self.database)
-        self._namespace = self._engine.namespace
         self._options = dict(options)
         self._default_policies: dict[str | None, RetryPolicy] = {}
 
+    @property
+    def _namespace(self) -> str:
+        return self._app.namespace  # asked each time: the command line may move an app to another one
+
     # Starting.
 
-    def start(self, call: Call, *, at: datetime | float | None = None, delay_ms: float = 0) -> Start:
-        """Check one call and encode it."""
+    def start(self, ctx: object, call: Call, *, at_us: int | None = None, delay_us: int = 0) -> Start:
+        """Check one call and encode it; due at *at_us*, else after *delay_us*."""
+        refuse_functions(ctx)  # first: whoever forgets ctx gets every other argument wrong as well
         given: object = call.action
         args = call.args
         if isinstance(call.action, Bound):
@@ -93,10 +97,6 @@ class Calls:
         on_complete, mutation = "", None
         if call.on_complete is not None:
             on_complete, mutation = registry.find_callback(call.on_complete)
-        at_us = None if at is None else _instant_us(at)
-        check_number("delay_ms", delay_ms)
-        if to_us(delay_ms) + self._engine.clock.now_us() > _LATEST_US:
-            raise ValueError(f"delay_ms={delay_ms!r} ends after the year 9999")
         return Start(
             id=new_run_id(self._engine.clock),
             action=name,
@@ -105,17 +105,31 @@ class Calls:
             on_complete=on_complete,
             context=encode_context(mutation, on_complete or name, call.context, encoded),
             at_us=at_us,
-            delay_us=to_us(delay_ms),
+            delay_us=delay_us,
             idempotency_key=_check_key(call.options.get("idempotency_key")),
         )
 
-    def start_many(self, calls: Iterable[Call]) -> list[Start]:
+    def start_at(self, ctx: object, when: datetime | float, call: Call) -> Start:
+        """Check one call that is due at an instant."""
+        refuse_functions(ctx)
+        return self.start(ctx, call, at_us=_instant_us(when))
+
+    def start_after(self, ctx: object, delay_ms: float, call: Call) -> Start:
+        """Check one call that is due after a delay."""
+        refuse_functions(ctx)
+        check_number("delay_ms", delay_ms)
+        if round(delay_ms * 1000) + self._engine.clock.now_us() > _LATEST_US:
+            raise ValueError(f"delay_ms={delay_ms!r} ends after the year 9999")
+        return self.start(ctx, call, delay_us=to_us(delay_ms))
+
+    def start_many(self, ctx: object, calls: Iterable[Call]) -> list[Start]:
         """Check many calls."""
+        refuse_functions(ctx)
         starts = []
         for call in calls:
             if not isinstance(call, Call):
                 raise TypeError(f"run_many takes Call(...) objects, not {call!r:.80}")
-            starts.append(self.start(call))
+            starts.append(self.start(ctx, call))
         return starts
 
     def start_op(self, starts: list[Start]) -> Op[list[str]]:

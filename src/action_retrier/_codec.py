@@ -10,11 +10,15 @@ failure must never fail.
 import json
 import math
 import traceback
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ValidationError
 
 from .errors import PayloadTooLarge
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 ARGUMENTS_LIMIT = 1024 * 1024
 """Bytes of JSON that the arguments and the context of one run may have together."""
@@ -25,15 +29,20 @@ ERROR_LIMIT = 16 * 1024
 TRACEBACK_LIMIT = 64 * 1024
 """Bytes of a traceback that are kept."""
 
-ANY: TypeAdapter[Any] = TypeAdapter(Any)
-OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+@cache
+def adapter_of(kind: Any) -> "TypeAdapter[Any]":
+    """Return pydantic's adapter of a type; pydantic is imported when the first one is needed."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - most of what importing this package would cost otherwise
+
+    return TypeAdapter(kind)
 
 
 class NotJSONError(ValueError):
     """A value that JSON cannot carry; the message says which."""
 
 
-def encode(adapter: TypeAdapter[Any], value: object) -> str:
+def encode(adapter: "TypeAdapter[Any]", value: object) -> str:
     """
     Encode *value* by its type, as pydantic's JSON mode does.
 
@@ -86,7 +95,7 @@ def _refuse_nul(value: object) -> None:
                 _refuse_nul(item)
 
 
-def decode(adapter: TypeAdapter[Any], text: str) -> Any:
+def decode(adapter: "TypeAdapter[Any]", text: str) -> Any:
     """Decode JSON *text* by its type. Raises pydantic's ValidationError, a ValueError."""
     return adapter.validate_json(text)
 

@@ -10,9 +10,9 @@ from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
-from pydantic import ValidationError
+from pydantic_core import ValidationError
 
-from ._codec import ANY, ARGUMENTS_LIMIT, NotJSONError, check_size, decode, encode, explain
+from ._codec import ARGUMENTS_LIMIT, NotJSONError, adapter_of, check_size, decode, encode, explain
 from ._policy import check_name, check_number
 from ._signatures import Signature
 from .errors import InvalidArguments
@@ -180,7 +180,7 @@ def encode_context(mutation: Mutation[Any, Any] | None, name: str, context: obje
             text = mutation.encode_context(context)
         else:
             try:
-                text = encode(ANY, context)
+                text = encode(adapter_of(Any), context)
             except NotJSONError as error:
                 raise InvalidArguments(function=name, problem=f"JSON cannot carry context: {error}") from None
     check_size(f"arguments and context of {name!r}", ARGUMENTS_LIMIT, args, text)

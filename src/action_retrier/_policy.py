@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ YEAR_MS = 365 * 24 * 3600 * 1000
 _FOREVER_MS = 1000 * YEAR_MS  # what is later than this would leave the calendar (year 9999)
 _MAX_COUNT = 2**31 - 1
 _NAME_LENGTH = 255
+_NAMESPACE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _RETRY_AFTER_JITTER = 0.1
 
 
@@ -140,6 +142,12 @@ def check_name(what: str, value: Any) -> None:
         raise TypeError(f"{what} must be a string, not {value!r}")
     if not 1 <= len(value) <= _NAME_LENGTH or not value.isprintable():
         raise ValueError(f"{what} must have 1 to {_NAME_LENGTH} printable characters, not {value!r}")
+
+
+def check_namespace(value: Any) -> None:
+    """Raise unless *value* is a usable namespace."""
+    if not isinstance(value, str) or _NAMESPACE.fullmatch(value) is None:
+        raise ValueError(f"namespace must be a lower-case letter and up to 62 more of a-z, 0-9, _ and -, not {value!r}")
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {

@@ -5,13 +5,15 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NotRequired, Required
+from typing import TYPE_CHECKING, Any, NotRequired, Required
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one on Python 3.11
+from pydantic_core import ValidationError
 
-from ._codec import ANY, OBJECT, NotJSONError, decode, encode, explain
+from ._codec import NotJSONError, adapter_of, decode, encode, explain
 from .errors import InvalidArguments
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class Signature:
@@ -41,39 +43,43 @@ class Signature:
         return typing.get_type_hints(inspect.unwrap(self.function), include_extras=True)
 
     @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
+    def _adapter(self) -> "TypeAdapter[Any]":
+        from typing_extensions import TypedDict  # noqa: PLC0415 - pydantic needs this one on Python 3.11
+
         fields: dict[str, Any] = {}
-        config = ConfigDict(extra="forbid")
+        extra = "forbid"
         for one in self.parameters:
             hint = self._hints.get(one.name, Any)
             if one.kind is one.VAR_KEYWORD:
-                config = ConfigDict(extra="allow")
+                extra = "allow"
                 continue
             fields[one.name] = Required[hint] if one.default is one.empty else NotRequired[hint]
         # A TypedDict: what was not passed stays absent, and the function's own default applies at the call.
         make: Any = TypedDict
         arguments = make("arguments", fields)
-        arguments.__pydantic_config__ = config
+        arguments.__pydantic_config__ = {"extra": extra}
         return self._build(arguments)
 
     @cached_property
-    def _return_adapter(self) -> TypeAdapter[Any]:
+    def _return_adapter(self) -> "TypeAdapter[Any]":
         hint = self._hints.get("return", Any)
-        return ANY if hint in {Any, typing.NoReturn} else self._build(hint)
+        return self._build(Any if hint is typing.NoReturn else hint)
 
-    def adapter_of(self, parameter: str) -> TypeAdapter[Any]:
+    def adapter_of(self, parameter: str) -> "TypeAdapter[Any]":
         """Return the adapter of one parameter's annotation."""
         found = self._parameter_adapters.get(parameter)
         if found is None:
             hint = self._hints.get(parameter, Any)
-            found = self._parameter_adapters[parameter] = ANY if hint is Any else self._build(hint)
+            found = self._parameter_adapters[parameter] = self._build(hint)
         return found
 
     @cached_property
-    def _parameter_adapters(self) -> dict[str, TypeAdapter[Any]]:
+    def _parameter_adapters(self) -> dict[str, "TypeAdapter[Any]"]:
         return {}
 
-    def _build(self, hint: Any) -> TypeAdapter[Any]:
+    def _build(self, hint: Any) -> "TypeAdapter[Any]":
+        from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter  # noqa: PLC0415 - see _codec
+
         try:
             return TypeAdapter(hint)
         except PydanticSchemaGenerationError as error:
@@ -141,6 +147,6 @@ def _mapping(name: str, args: object) -> Mapping[str, Any]:
 def encode_by_name(name: str, args: Mapping[str, Any] | None) -> str:
     """Encode the arguments of a function that is known by its name only: checked for JSON alone."""
     try:
-        return encode(OBJECT, dict(_mapping(name, args)))
+        return encode(adapter_of(dict[str, Any]), dict(_mapping(name, args)))
     except NotJSONError as error:
         raise InvalidArguments(function=name, problem=f"JSON cannot carry them: {error}") from None

@@ -51,7 +51,7 @@ class Targets:
             _check_colour(ctx._colour, colour, ctx)  # noqa: SLF001
             _ = ctx.db  # raises once the transaction has ended
             return ctx._transaction  # noqa: SLF001
-        _refuse_functions(ctx)
+        refuse_functions(ctx)
         executor = self._database.executor(ctx, writes=writes)
         if executor is None:
             raise InvalidContext(
@@ -60,10 +60,13 @@ class Targets:
             )
         return executor
 
-    def _check_home(self, database: object) -> None:
-        if database is not self._database:
+    def _check_home(self, database: "Database") -> None:
+        """Another App is fine, if it is on the same database."""
+        if database is self._database:
+            return
+        if self._database.installation != database.installation:
             raise InvalidContext(
-                problem="ctx belongs to another App than this retrier", remedy="use the retrier of that App"
+                problem="ctx belongs to an App on another database", remedy="use the retrier of that App"
             )
 
     def refuse_to_wait(self, ctx: object, colour: "Colour") -> None:
@@ -84,7 +87,8 @@ def _check_colour(has: "Colour", wanted: "Colour", ctx: object) -> None:
         )
 
 
-def _refuse_functions(ctx: object) -> None:
+def refuse_functions(ctx: object) -> None:
+    """Raise `InvalidContext` for a call without its first argument: a function stands where ctx should."""
     given = ctx.action if isinstance(ctx, Bound) else ctx
     if isinstance(given, Action | Mutation):
         raise InvalidContext(

@@ -1,7 +1,6 @@
 """`App`: one database, and the functions registered with it."""
 
 import asyncio
-import re
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
@@ -20,7 +19,7 @@ from ._functions import (
 )
 from ._ids import new_run_id, system_random
 from ._mutations import Mutations, run_in_loop
-from ._policy import PolicyOptions, check_count, check_name, check_number, check_options
+from ._policy import PolicyOptions, check_count, check_name, check_namespace, check_number, check_options
 from ._registry import Registry
 from ._sessions import AppTransaction, AppWorker, run_to_end, run_until_signal
 from ._signatures import Signature
@@ -35,7 +34,6 @@ ExceptionTypes = type[BaseException] | Collection[type[BaseException]]
 
 DEFAULT_CONCURRENCY = 100
 DEFAULT_GRACE_MS = 30_000
-_NAMESPACE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _DAY_US = 86_400_000_000
 
 
@@ -88,10 +86,7 @@ class App:
         clock: Clock | None = None,
     ) -> None:
         config.configure_logging()
-        if _NAMESPACE.fullmatch(str(namespace)) is None:
-            raise ValueError(
-                f"namespace must be a lower-case letter and up to 62 more of a-z, 0-9, _ and -, not {namespace!r}"
-            )
+        check_namespace(namespace)
         check_number("retention_days", retention_days)
         if database is not None and not isinstance(database, str):
             raise ValueError(f"database must be a URL such as sqlite:///app.db, not {type(database).__name__}")

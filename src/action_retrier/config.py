@@ -18,6 +18,11 @@ def database_url() -> str:
     return os.environ.get(DATABASE_URL_VARIABLE) or DEFAULT_DATABASE_URL
 
 
+def set_database_url(url: str) -> None:
+    """Make *url* what `database_url` returns from now on, here and in the processes started from here."""
+    os.environ[DATABASE_URL_VARIABLE] = url
+
+
 def configure_logging(*, always_show: bool = False) -> None:
     """
     Set the level of the logger ``action_retrier`` from ``$ACTION_RETRIER_LOG_LEVEL``.

@@ -119,7 +119,7 @@ class InvalidContext(RetrierError):
     def __init__(self, *, problem: str, remedy: str) -> None:
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{problem}: {remedy}")
+        super().__init__(f"{problem}; {remedy}")
 
 
 class SchemaMismatch(RetrierError):

@@ -13,13 +13,10 @@ documentation, through `to_json`, pydantic and whatever is built on it::
             ...
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
-
-from pydantic import ConfigDict, Discriminator, TypeAdapter
-from pydantic.alias_generators import to_camel
-from pydantic.dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 RunId = str
 """The id of a run: a UUIDv7 in canonical form. Plain strings are accepted everywhere."""
@@ -27,25 +24,49 @@ RunId = str
 State = Literal["pending", "running", "succeeded", "failed", "canceled"]
 CallbackState = Literal["none", "pending", "done"]
 
-_JSON = ConfigDict(
-    alias_generator=to_camel,
-    serialize_by_alias=True,
-    validate_by_alias=True,
-    validate_by_name=True,
-    ser_json_inf_nan="constants",
-)
+
+def _to_camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
-@dataclass(frozen=True, config=_JSON)
-class Success:
+class _InCamelCase:
+    """What pydantic reads when it meets one of these; it is imported by then, and not by this module."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "alias_generator": _to_camel,
+        "serialize_by_alias": True,
+        "validate_by_alias": True,
+        "validate_by_name": True,
+        "ser_json_inf_nan": "constants",
+    }
+
+    def __post_init__(self) -> None:
+        """The ``type`` of each class is its own: it tells them apart as JSON."""
+        own = getattr(type(self), "type", None)
+        if own is not None and getattr(self, "type", own) != own:
+            raise ValueError(f"the type of a {type(self).__name__} is {own!r}")
+
+
+class _ByType:
+    """Tells pydantic to choose the member of a union by its ``type``."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic import Field  # noqa: PLC0415 - pydantic is there when this is called
+
+        return handler(Annotated[source, Field(discriminator="type")])
+
+
+@dataclass(frozen=True)
+class Success(_InCamelCase):
     """The action returned."""
 
     return_value: Any = None
     type: Literal["success"] = "success"
 
 
-@dataclass(frozen=True, config=_JSON)
-class Failed:
+@dataclass(frozen=True)
+class Failed(_InCamelCase):
     """
     The action gave up: too many failures, one that is not retried, or the deadline.
 
@@ -60,46 +81,46 @@ class Failed:
     type: Literal["failed"] = "failed"
 
 
-@dataclass(frozen=True, config=_JSON)
-class Canceled:
+@dataclass(frozen=True)
+class Canceled(_InCamelCase):
     """The run was canceled before it could end by itself."""
 
     type: Literal["canceled"] = "canceled"
 
 
-RunResult = Annotated[Success | Failed | Canceled, Discriminator("type")]
+RunResult = Annotated[Success | Failed | Canceled, _ByType()]
 """How a run ended."""
 
 
-@dataclass(frozen=True, config=_JSON)
-class InProgress:
+@dataclass(frozen=True)
+class InProgress(_InCamelCase):
     """The run has not ended: it waits, backs off or executes."""
 
     type: Literal["inProgress"] = "inProgress"
 
 
-@dataclass(frozen=True, config=_JSON)
-class Completed:
+@dataclass(frozen=True)
+class Completed(_InCamelCase):
     """The run has ended, with `result`."""
 
     result: RunResult
     type: Literal["completed"] = "completed"
 
 
-RunStatus = Annotated[InProgress | Completed, Discriminator("type")]
+RunStatus = Annotated[InProgress | Completed, _ByType()]
 """Whether a run has ended, and how."""
 
 
-@dataclass(frozen=True, config=_JSON)
-class Progress:
+@dataclass(frozen=True)
+class Progress(_InCamelCase):
     """How far a running action says it is. `fraction` lies in [0, 1]."""
 
     fraction: float
     message: str = ""
 
 
-@dataclass(frozen=True, config=_JSON)
-class Attempt:
+@dataclass(frozen=True)
+class Attempt(_InCamelCase):
     """
     One execution of the action.
 
@@ -121,8 +142,8 @@ class Attempt:
     delay_ms: float | None = None
 
 
-@dataclass(frozen=True, config=_JSON)
-class Callback:
+@dataclass(frozen=True)
+class Callback(_InCamelCase):
     """
     The story of ``on_complete``.
 
@@ -139,8 +160,8 @@ class Callback:
     last_error: str | None = None
 
 
-@dataclass(frozen=True, config=_JSON)
-class Run:
+@dataclass(frozen=True)
+class Run(_InCamelCase):
     """
     Everything known about a run. Instants are aware datetimes in UTC.
 
@@ -174,8 +195,8 @@ class Run:
     idempotency_key: str | None = None
 
 
-@dataclass(frozen=True, config=_JSON)
-class Page:
+@dataclass(frozen=True)
+class Page(_InCamelCase):
     """One page of a listing, newest first. `cursor` is None on the last page."""
 
     runs: list[Run]
@@ -190,7 +211,8 @@ def to_json(value: object) -> str:
         >>> to_json(Completed(Success(7)))
         '{"result":{"returnValue":7,"type":"success"},"type":"completed"}'
     """
-    return TypeAdapter(type(value)).dump_json(value).decode()
+    text: str = _adapter(type(value)).dump_json(value).decode()
+    return text
 
 
 def from_json(text: str | bytes, kind: Any = RunStatus) -> Any:
@@ -208,4 +230,16 @@ def from_json(text: str | bytes, kind: Any = RunStatus) -> Any:
         >>> from_json('{"type": "completed", "result": {"type": "canceled"}}')
         Completed(result=Canceled(type='canceled'), type='completed')
     """
-    return TypeAdapter(kind).validate_json(text)
+    return _adapter(kind).validate_json(text)
+
+
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # noqa: PLC0415 - at the first use, see `_InCamelCase`
+
+    found = _adapters.get(kind)
+    if found is None:
+        found = _adapters[kind] = TypeAdapter(kind)
+    return found
+
+
+_adapters: dict[Any, Any] = {}

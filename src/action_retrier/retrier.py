@@ -67,7 +67,7 @@ class ActionRetrier:
             InvalidArguments, PayloadTooLarge, UnknownFunction, IdempotencyConflict, InvalidContext
             ValueError, TypeError: A wrong option.
         """
-        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
+        start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
@@ -92,7 +92,7 @@ class ActionRetrier:
             ValueError: *when* is naive, or a number so small that it looks like seconds.
         """
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start(call, at=when)
+        start = self._calls.start_at(ctx, when, call)
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
@@ -109,13 +109,13 @@ class ActionRetrier:
     ) -> str:
         """Start a run that is due *delay_ms* milliseconds from now; otherwise like `run`."""
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start(call, delay_ms=delay_ms)
+        start = self._calls.start_after(ctx, delay_ms, call)
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
     async def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
         """Start many runs at once, all or none of them, and return their ids in order."""
-        starts = self._calls.start_many(calls)
+        starts = self._calls.start_many(ctx, calls)
         return await self._write(ctx, lambda: self._calls.start_op(starts))
 
     async def status(self, ctx: object, run_id: str) -> RunStatus:
@@ -310,7 +310,7 @@ class SyncActionRetrier:
         context: object = None,
         **options: Unpack[CallOptions],
     ) -> str:
-        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
+        start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
@@ -327,7 +327,7 @@ class SyncActionRetrier:
         **options: Unpack[CallOptions],
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start(call, at=when)
+        start = self._calls.start_at(ctx, when, call)
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
@@ -344,13 +344,13 @@ class SyncActionRetrier:
         **options: Unpack[CallOptions],
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start(call, delay_ms=delay_ms)
+        start = self._calls.start_after(ctx, delay_ms, call)
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
         return run_id
 
     @_like(ActionRetrier.run_many)
     def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
-        starts = self._calls.start_many(calls)
+        starts = self._calls.start_many(ctx, calls)
         return self._write(ctx, lambda: self._calls.start_op(starts))
 
     @_like(ActionRetrier.status)

@@ -56,7 +56,10 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
         if not same_json(owner["args"], start.args):
             assert start.idempotency_key is not None
             raise IdempotencyConflict(action=start.action, idempotency_key=start.idempotency_key, run_id=owner["id"])
-    return [owners[start.action, start.idempotency_key]["id"] if start in known else start.id for start in starts]
+    known_ids = {start.id for start in known}
+    return [
+        owners[start.action, start.idempotency_key]["id"] if start.id in known_ids else start.id for start in starts
+    ]
 
 
 def _encode(start: Start) -> dict[str, object]:

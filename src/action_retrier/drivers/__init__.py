@@ -114,6 +114,10 @@ class Database(Protocol):
         """Where it is, for people."""
 
     @property
+    def installation(self) -> str:
+        """The id by which handles on this database are told from those on others; opens it."""
+
+    @property
     def changes(self) -> Changes:
         """How commits are noticed."""
 
@@ -121,8 +125,17 @@ class Database(Protocol):
     def leases(self) -> Leases:
         """How workers' rights are kept."""
 
+    def exists(self) -> bool:
+        """Tell whether there is such a database, without making one."""
+
     def open(self) -> None:
         """Connect, and create or upgrade the schema; does nothing if that has been done."""
+
+    def migrate(self) -> int:
+        """Create or upgrade the schema, even where `open` only checks it; return its version."""
+
+    def schema_sql(self) -> str:
+        """Return a script that creates what `migrate` creates. Touches nothing."""
 
     def close(self) -> None:
         """Let go of every connection and thread."""

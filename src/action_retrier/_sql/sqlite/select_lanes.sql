@@ -1,6 +1,6 @@
 -- List what waits: one row a lane with something due.
 -- In:  namespace, now (us UTC)
--- Out: queue, action, on_complete, due_at (us UTC, of the oldest).
+-- Out: queue, action, on_complete, due_at (us UTC, of the oldest), waited (us since then).
 WITH oldest AS (
     SELECT l.queue, l.action, l.on_complete,
            (SELECT min(due.due_at) FROM action_retrier_runs AS due
@@ -14,7 +14,7 @@ WITH oldest AS (
       FROM action_retrier_runs AS s
      WHERE s.state = 'pending' AND s.losses > 0 AND s.namespace = CAST(:namespace AS TEXT)
 )
-SELECT queue, action, on_complete, min(due_at) AS due_at
+SELECT queue, action, on_complete, min(due_at) AS due_at, CAST(:now AS INTEGER) - min(due_at) AS waited
   FROM oldest
  WHERE due_at <= CAST(:now AS INTEGER)
  GROUP BY queue, action, on_complete

@@ -78,7 +78,7 @@ class SqliteChanges:
             self._stopping = True
             self._changed.notify()
             thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _watch(self) -> None:

@@ -25,7 +25,7 @@ from .connection import OLDEST_SQLITE, connect, execute, translated
 from .handle import ConnectionHandle
 from .leases import SqliteLeases
 from .locks import lock_file
-from .schema import found_version, migrate, newest_version, read_meta
+from .schema import found_version, migrate, newest_version, read_meta, script
 from .transaction import SqliteTransaction
 from .writer import Writer
 
@@ -64,6 +64,27 @@ class SqliteDatabase:
     def location(self) -> str:
         """The file, for people."""
         return str(self._path)
+
+    @property
+    def installation(self) -> str:
+        """The id by which handles on this database are told from those on others; opens it."""
+        self.open()
+        assert self._installation is not None
+        return self._installation
+
+    def exists(self) -> bool:
+        """Tell whether there is such a file, without making one."""
+        return self._path.exists()
+
+    def migrate(self) -> int:
+        """Create or upgrade the schema, even where `open` only checks it; return its version."""
+        self._auto_migrate = True
+        self.open()
+        return newest_version()
+
+    def schema_sql(self) -> str:
+        """Return a script that creates what `migrate` creates. Touches nothing."""
+        return script()
 
     def open(self) -> None:
         """Connect, and create or upgrade the schema; does nothing if that has been done in this process."""
@@ -229,7 +250,7 @@ class SqliteDatabase:
         """Check the database: (what, verdict, what was found and what to do)."""
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
 
-        return diagnose(self._path)
+        return diagnose(self._path, synchronous=self._synchronous)
 
 
 def _end(

@@ -54,6 +54,15 @@ def found_version(connection: sqlite3.Connection) -> int:
     return found
 
 
+_WRITE_VERSION = (
+    "INSERT INTO action_retrier_meta (key, value) VALUES ('version', {version}) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+_WRITE_INSTALLATION = (
+    "INSERT INTO action_retrier_meta (key, value) VALUES ('installation', {installation}) ON CONFLICT DO NOTHING"
+)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """
     Bring the schema up to date inside the transaction that is open on *connection*.
@@ -65,15 +74,20 @@ def migrate(connection: sqlite3.Connection) -> None:
     for number, text in enumerate(migrations()[found:], found + 1):
         for statement in split(text):
             connection.execute(statement)
-        connection.execute(
-            "INSERT INTO action_retrier_meta (key, value) VALUES ('version', ?) "
-            "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (str(number),),
-        )
-    connection.execute(
-        "INSERT INTO action_retrier_meta (key, value) VALUES ('installation', ?) ON CONFLICT DO NOTHING",
-        (str(uuid.uuid4()),),
-    )
+        connection.execute(_WRITE_VERSION.format(version="?"), (str(number),))
+    connection.execute(_WRITE_INSTALLATION.format(installation="?"), (str(uuid.uuid4()),))
+
+
+def script() -> str:
+    """Return what `migrate` does to a database without a schema, for people who run it by hand."""
+    parts = [
+        "BEGIN IMMEDIATE;",
+        *(text.strip() for text in migrations()),
+        _WRITE_VERSION.format(version=f"'{newest_version()}'") + ";",
+        _WRITE_INSTALLATION.format(installation="lower(hex(randomblob(16)))") + ";",
+        "COMMIT;",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def split(text: str) -> list[str]:
