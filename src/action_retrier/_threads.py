@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import contextvars
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_pools: "weakref.WeakSet[DaemonThreads]" = weakref.WeakSet()
 _IDLE_S = 5.0  # a thread that has had nothing to do for so long ends
 
 
@@ -24,6 +27,10 @@ class DaemonThreads:
     def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
+        self._begin()
+        _pools.add(self)
+
+    def _begin(self) -> None:
         self._tasks: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._threads = 0
@@ -88,3 +95,12 @@ class DaemonThreads:
                 task = self._tasks.popleft()
             task()
             del task  # or the thread keeps its arguments alive while it is idle
+
+
+def _begin_again_after_fork() -> None:
+    # A child has none of its parent's threads, and what those had to do is not the child's.
+    for pool in list(_pools):
+        pool._begin()  # noqa: SLF001 - one module
+
+
+os.register_at_fork(after_in_child=_begin_again_after_fork)

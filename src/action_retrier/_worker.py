@@ -85,11 +85,14 @@ class Worker:
             engine.database, engine.clock, engine.rng, engine.namespace, engine.retention_us
         )
         self._claiming = False
+        self._backlog = False  # the last claim brought all that was asked for: there may be more
+        self._asked_s = 0.0
         self._stopping = False
         self._hurried = asyncio.Event()
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # something ended: whoever drains looks again
         self._lease_in_doubt = asyncio.Event()
+        self._registering = asyncio.Lock()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -131,7 +134,7 @@ class Worker:
 
     async def _register(self) -> None:
         registry = self._engine.registry
-        self._claimant = claimant = Claimant(
+        claimant = Claimant(
             new_worker_id(),
             self._engine.namespace,
             json.dumps(sorted(registry.actions)),
@@ -141,26 +144,31 @@ class Worker:
         # The schema, and the directory of the leases, are there once something has been read.
         await self._database.read(lambda: list_workers(self._engine.namespace))
         loop = self._loop
-        self._heartbeat = Heartbeat(
+        heartbeat = Heartbeat(
             self._database.leases, claimant.id, is_wanted=lambda: not loop.is_closed(), lost=self._doubt_lease
         )
         try:
             await self._database.write(lambda: register_worker(claimant, platform.node(), os.getpid()))
         except BaseException:
-            self._heartbeat.stop()
+            heartbeat.stop()
             raise
-        self._heartbeat.start()
+        heartbeat.start()
+        # Only now: a claim under an id that has no row would find itself taken for dead.
+        self._claimant, self._heartbeat = claimant, heartbeat
 
     def _doubt_lease(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._lease_in_doubt.set)
 
-    async def _register_again(self) -> None:
-        """Others have taken this worker for dead: go on under a new id. Its attempts are fenced off."""
-        logger.warning("worker %s was taken for dead; it goes on under a new id", self.id)
-        self._heartbeat.stop()
-        await self._register()
-        self._executions.stop_begun("lease_lost")
+    async def _register_again(self, lost: str) -> None:
+        """Others have taken this worker for dead, as *lost*: go on under a new id. Its attempts are fenced off."""
+        async with self._registering:
+            if self.id != lost:
+                return  # claiming and watching both notice it: the other one was first
+            logger.warning("worker %s was taken for dead; it goes on under a new id", lost)
+            self._heartbeat.stop()
+            await self._register()
+            self._executions.stop_begun("lease_lost")
 
     async def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
@@ -244,17 +252,24 @@ class Worker:
                 await self._wake.wait()
                 return
             free = self._executions.free
-            if free > 0 and await self._claim(free):
+            if self._backlog and free > 0 and await self._claim(free):
+                return
+            if self._backlog and not waiters and self._loop.time() - self._asked_s < POLL_S / 2:
+                await self._sleep(NextDue(None, None))  # all slots are taken, and there is more: nothing to ask
                 return
             # From here on commits wake us; what was committed before is seen by the question.
             self._subscription.active = True
             claimant, allowance = self._claimant, self._executions.suspects.allowance(self._loop.time())
+            self._asked_s = self._loop.time()
             due = await self._database.read(lambda: next_due(claimant, allowance))
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
             work_is_due = due.work_us is not None and due.work_us <= 0
             if work_is_due and free > 0:
-                await self._try_again()
+                # Asked first and claimed then: a commit wakes every idle worker, and only one of them
+                # should take the write lock for it.
+                if not await self._claim(free):
+                    await self._try_again()
                 return
             if waiters and not work_is_due:
                 await self._tell_of_idleness(waiters)
@@ -271,7 +286,7 @@ class Worker:
         try:
             claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance))
             if not claimed.registered:
-                await self._register_again()
+                await self._register_again(claimant.id)
                 return True
             for row in [*claimed.suspects, *claimed.runs]:
                 self._executions.begin(row, self._engine.registry.actions[row["action"]], asked_us)
@@ -280,7 +295,9 @@ class Worker:
             self._changed.set()
         if claimed.suspects:
             self._loop.call_later(PROBATION_S, self._wake.set)
-        return bool(claimed.runs or claimed.suspects)
+        count = len(claimed.runs) + len(claimed.suspects)
+        self._backlog = count >= free
+        return count > 0
 
     async def _try_again(self) -> None:
         """Something is due and could not be claimed: its deadline has passed, or somebody else was faster."""
@@ -340,9 +357,10 @@ class Worker:
             await self._maintenance.warn_if_due()
 
     async def _check_lease(self) -> None:
+        worker = self.id
         rows = await self._database.read(lambda: list_workers(self._engine.namespace))
-        if not any(row["id"] == self.id for row in rows):
-            await self._register_again()
+        if not any(row["id"] == worker for row in rows):
+            await self._register_again(worker)
 
     async def _progress_once(self) -> None:
         await asyncio.sleep(_PROGRESS_S)

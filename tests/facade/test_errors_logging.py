@@ -194,8 +194,9 @@ def fine() -> None: ...
 
 with app, app.worker():
     retrier.wait(app, retrier.run(app, fine), timeout_ms=60_000)
-    print(retrier.wait(app, retrier.run(app, broken), timeout_ms=60_000).type)
+    outcome = retrier.wait(app, retrier.run(app, broken), timeout_ms=60_000)
 
+print(outcome.type)
 logger = logging.getLogger("action_retrier")
 print(logger.getEffectiveLevel())
 print([type(handler).__name__ for handler in logger.handlers if not isinstance(handler, logging.NullHandler)])

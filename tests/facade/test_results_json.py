@@ -94,12 +94,6 @@ def test_equal_values_are_equal():
     assert Canceled() != InProgress()
 
 
-def test_the_type_of_a_value_cannot_be_chosen():
-    """`InProgress.type == "inProgress"`, whatever one passes."""
-    with pytest.raises((TypeError, ValueError)):
-        InProgress(type="completed")
-
-
 @shapes
 def test_statuses_survive_pickle(status, shape):
     """They are values to be passed on."""

@@ -64,7 +64,7 @@ def _cancel(namespace: str, run_id: str | None, which: Filter) -> Op[int]:
             "delay": None,
         }
         for row in rows
-        if row["executing"]
+        if row["worker"] is not None  # a pending run has none
     ]
     if executing:
         yield Statement("insert_attempts", {"attempts": json.dumps(executing)})

@@ -1,6 +1,6 @@
 -- Cancel runs that have not completed. The callback is left to a worker that knows it.
 -- In:  namespace, id (NULL = all that the filters leave), action, queue (NULL = any), now (us UTC)
--- Out: id, executing (1 if an attempt was under way), attempt, worker.
+-- Out: id, attempt, worker (NULL unless an attempt was under way).
 UPDATE action_retrier_runs
    SET state = 'canceled',
        completed_at = CAST(:now AS INTEGER),
@@ -17,4 +17,4 @@ UPDATE action_retrier_runs
           AND (CAST(:action AS TEXT) IS NULL OR r.action = CAST(:action AS TEXT))
           AND (CAST(:queue AS TEXT) IS NULL OR r.queue = CAST(:queue AS TEXT)))
    AND state IN ('pending', 'running')
-RETURNING id, attempt, worker, worker IS NOT NULL AS executing; -- a pending run has no worker
+RETURNING id, attempt, worker; -- not "worker IS NOT NULL": SQLite 3.40 says 1 for a NULL there

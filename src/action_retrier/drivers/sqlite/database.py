@@ -5,14 +5,12 @@ import contextlib
 import os
 import queue
 import sqlite3
-import stat
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote
 
 from ..._clock import Clock
 from ..._statements import Op, drive
@@ -27,13 +25,13 @@ from .leases import SqliteLeases
 from .locks import lock_file
 from .schema import found_version, migrate, newest_version, read_meta, script
 from .transaction import SqliteTransaction
+from .urls import parse
 from .writer import Writer
 
 T = TypeVar("T")
 
 _READERS = 4
 _LOAN_PATIENCE_S = 30.0
-_SYNCHRONOUS = ("full", "normal", "extra")
 _leaked: list[object] = []  # connections of a parent process: closing one would touch the parent's file
 
 
@@ -44,7 +42,7 @@ class SqliteDatabase:
 
     def __init__(self, url: str, rest: str, *, clock: Clock, auto_migrate: bool) -> None:
         self.url = url
-        self._path, self._synchronous = _parse(url, rest)
+        self._path, self._synchronous = parse(url, rest)
         self._clock = clock
         self._auto_migrate = auto_migrate
         self._opening = threading.RLock()
@@ -277,29 +275,3 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             problem=f"SQLite could not switch to WAL mode (it stays with {mode!r})",
             remedy="use a file on a local file system",
         )
-
-
-def _parse(url: str, rest: str) -> tuple[Path, str]:
-    """Return the absolute path and the synchronous mode that a URL names."""
-    name, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-    synchronous = options.pop("synchronous", "full").lower()
-    if options:
-        raise ValueError(f"database {url!r}: unknown option {min(options)!r}; the one there is is synchronous")
-    if synchronous not in _SYNCHRONOUS:
-        raise ValueError(f"database {url!r}: synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}")
-    name = unquote(name)
-    if not name.startswith("/"):
-        raise ValueError(
-            f"database {url!r}: use three slashes for a relative file (sqlite:///file.db), four for an absolute one"
-        )
-    name = name[1:]
-    if name in {"", ":memory:"} or name.endswith("/") or "\0" in name:
-        raise ValueError(
-            f"database {url!r} names no file: runs have to survive the process, so use sqlite:///file.db "
-            "(a temporary file in tests)"
-        )
-    path = Path(name).absolute()
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"database {url!r}: {path} is not a file")
-    return path.resolve(), synchronous

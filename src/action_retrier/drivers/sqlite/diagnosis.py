@@ -26,7 +26,7 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 _MOUNTS = Path("/proc/mounts")
 _WAL_RESET_BUG = (
     "can damage a WAL when two connections write and checkpoint at once (mended in 3.51.3, 3.50.7 and 3.44.6). "
-    "Workers take turns, and do not; on connections of your own to this file set `PRAGMA wal_autocheckpoint = 0`, "
+    "Workers take turns and avoid that; on connections of your own to this file set `PRAGMA wal_autocheckpoint = 0`, "
     "or use a Python with a mended SQLite"
 )
 

@@ -1,0 +1,124 @@
+"""Find what a command is about: ``MODULE:APP``, or a database by its URL."""
+
+import dataclasses
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import config
+from .._clock import SystemClock
+from .._policy import check_namespace
+from ..app import App
+from ..drivers import Database, open_database
+from .terminal import clean
+
+
+class WrongUsage(Exception):
+    """The command was given what it cannot work with; the message is for people."""
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """Turn a complaint about a value that was given into `WrongUsage`."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise WrongUsage(str(error)) from error
+
+
+def find_app(app: str | None, database: str | None, namespace: str | None) -> App:
+    """
+    Return the App that ``--app``, ``--database`` and ``--namespace`` mean.
+
+    Raises:
+        WrongUsage: They cannot be used, or there is no such database yet: looking creates none.
+    """
+    found = make_app(app, database, namespace)
+    if not database_of(found).exists():
+        raise WrongUsage(
+            f"no such database: {found.location} (check --database; a worker or `action-retrier migrate` creates it)"
+        )
+    return found
+
+
+def make_app(app: str | None, database: str | None, namespace: str | None) -> App:
+    """Return the App that the options mean, whether or not there is such a database. Raises `WrongUsage`."""
+    if app is None:
+        with as_usage():
+            # Whoever only looks does not change the schema of a database that others use.
+            return App(database, namespace="default" if namespace is None else namespace, auto_migrate=False)
+    location = None
+    if database is not None:
+        with as_usage():
+            location = open_database(database, clock=SystemClock(), auto_migrate=False).location
+        config.set_database_url(database)  # for an App that is made without one
+    found = load_app(app)
+    if location is not None and location != found.location:
+        raise WrongUsage(
+            f"{app} works on {found.location} and not on {location}: leave --database out, "
+            "or make the App without a database, so that it takes the one that it is told"
+        )
+    if namespace is not None:
+        with as_usage():
+            check_namespace(namespace)
+        found._engine = dataclasses.replace(found._engine, namespace=namespace)  # noqa: SLF001 - one house
+    return found
+
+
+def database_of(app: App) -> Database:
+    """Return the database of *app*."""
+    return app._database  # noqa: SLF001 - one house
+
+
+def load_app(target: str) -> App:
+    """Import ``MODULE:APP``. Raises `WrongUsage`."""
+    name, _, path = target.partition(":")
+    if "/" in name or name.endswith(".py"):
+        module = name.removesuffix(".py").strip("./").replace("/", ".")
+        raise WrongUsage(f"{target!r} names a file: name the module, such as {module}:{path or 'app'}")
+    if not all(part.isidentifier() for part in (*name.split("."), *path.split("."))):
+        raise WrongUsage(f"{target!r} is not of the form MODULE:APP, such as shop.jobs:app")
+    found: object = load_module(name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            apps = sorted(key for key, value in vars(sys.modules[name]).items() if isinstance(value, App))
+            there = ", ".join(f"{name}:{one}" for one in apps) or "none"
+            raise WrongUsage(f"module {name!r} has no attribute {path!r}; Apps in it: {there}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        raise WrongUsage(f"{target!r} is not an App but of type {type(found).__name__!r}")
+    return found
+
+
+def load_module(name: str) -> object:
+    """Import a module, the current directory first. Raises `WrongUsage`."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise WrongUsage(f"no module named {error.name!r} in {here} or on Python's path") from error
+        raise WrongUsage(_explain(name, error)) from error
+    except (Exception, SystemExit) as error:
+        raise WrongUsage(_explain(name, error)) from error
+
+
+def _explain(name: str, error: BaseException) -> str:
+    """Say in one line why a module could not be imported, and in which line of the user's own code."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith("<frozen")]
+    theirs = [one for one in frames if Path(one.filename).is_relative_to(Path.cwd())] or frames[-1:]
+    where = f" ({_relative(theirs[-1].filename)}, line {theirs[-1].lineno})" if theirs else ""
+    if isinstance(error, SyntaxError):
+        where = f" ({_relative(error.filename or '?')}, line {error.lineno})"
+        error = type(error)(error.msg)
+    return f"module {name!r} cannot be imported: {type(error).__name__}: {clean(str(error))}{where}"
+
+
+def _relative(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename

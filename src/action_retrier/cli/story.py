@@ -1,0 +1,127 @@
+"""What ``show`` tells: everything known about one run, in the order in which it happened."""
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .._policy import RetryPolicy
+from ..results import Attempt, Failed, Run, Success, to_json
+from .listing import STYLES, describe
+from .terminal import clean, clean_lines, counted, instant, put, span
+
+_TOLD_APART = frozenset({"queue", "priority"})
+
+
+def print_story(run: Run, now_us: int) -> None:
+    """Print the facts, the attempts with the waits between them, the end, and the callback."""
+    now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=now_us)
+    put(Text.assemble("run ", (run.id, "bold"), "  ", (run.state, STYLES[run.state])), *_story(run, now))
+
+
+def _story(run: Run, now: datetime) -> Iterator[RenderableType]:
+    facts = _grid()
+    for name, value in _facts(run, now):
+        facts.add_row(Text(name, style="dim"), Text(value))
+    yield facts
+    yield ""
+    yield _attempts(run, now) if run.attempts else "no attempt yet"
+    failed = [one for one in run.attempts if one.traceback]
+    if failed:
+        yield Text(f"\ntraceback of attempt {failed[-1].number}", style="dim")
+        yield Text(clean_lines(failed[-1].traceback or ""))
+    if run.completed_at is not None:
+        yield ""
+        yield Text.assemble(f"{instant(run.completed_at)}  ", (_result(run), STYLES[run.state]))
+    if run.callback is not None:
+        yield ""
+        yield from _callback(run)
+
+
+def _facts(run: Run, now: datetime) -> Iterator[tuple[str, str]]:
+    yield "action", clean(run.action)
+    yield "args", _json(run.args)
+    if run.context is not None:
+        yield "context", _json(run.context)
+    yield "queue", clean(run.queue) + (f", priority {run.priority}" if run.priority else "")
+    if run.idempotency_key is not None:
+        yield "idempotency key", clean(run.idempotency_key)
+    defaults = dataclasses.asdict(RetryPolicy())
+    own = {
+        name: value
+        for name, value in run.options.items()
+        if name not in _TOLD_APART and value != defaults.get(name, value)
+    }
+    yield "options", ", ".join(f"{name}={_json(value)}" for name, value in own.items()) or "the defaults"
+    yield "created", instant(run.created_at)
+    if run.completed_at is None:
+        yield "due", instant(run.due_at)
+    if run.progress is not None:
+        yield "progress", f"{run.progress.fraction:.0%} {clean(run.progress.message)}".rstrip()
+    if run.blocked_by is not None:
+        yield "blocked by", f"{clean(run.blocked_by)}: no live worker knows it; start one that does"
+    elif run.completed_at is None:
+        yield "now", describe(run, now)
+
+
+def _attempts(run: Run, now: datetime) -> Table:
+    made = _grid()
+    for one, following in zip(run.attempts, [*run.attempts[1:], None], strict=True):
+        took = f"took {span(one.ended_at - one.started_at)}" if one.ended_at else f"for {span(now - one.started_at)}"
+        made.add_row(f"attempt {one.number}", Text.assemble(f"{instant(one.started_at)}, {took}  ", _ending(one)))
+        if one.worker is not None:
+            made.add_row("", Text(f"on worker {one.worker}", style="dim"))
+        if one.delay_ms is not None:
+            made.add_row("", Text(f"then {span(one.delay_ms / 1000)} until the next was due", style="dim"))
+        elif following is not None:
+            gap = following.started_at - (one.ended_at or one.started_at)
+            made.add_row("", Text(f"then nothing, until it was started afresh after {span(gap)}", style="dim"))
+    return made
+
+
+def _ending(attempt: Attempt) -> tuple[str, str]:
+    if attempt.ended_at is None:
+        return "executing", STYLES["running"]
+    if attempt.error_type is None:
+        return "succeeded", STYLES["succeeded"]
+    return _error(attempt.error_type, attempt.error), STYLES["failed"]
+
+
+def _result(run: Run) -> str:
+    if isinstance(run.result, Success):
+        return f"succeeded: {_json(run.result.return_value)}"
+    if isinstance(run.result, Failed):
+        return f"failed: {_error(run.result.error_type, run.result.error)}"
+    return "canceled"
+
+
+def _callback(run: Run) -> Iterator[Text]:
+    assert run.callback is not None
+    told = {
+        "none": "is called when the run completes",
+        "pending": "has not committed yet, and is tried until it has",
+        "done": "has committed",
+    }[run.callback.state]
+    tries = f" ({counted(run.callback.tries, 'try', 'tries')} of its own)" if run.callback.tries else ""
+    yield Text(f"callback {clean(run.callback.name)} {told}{tries}")
+    if run.callback.last_error:
+        yield Text(f"its last error: {clean(run.callback.last_error)}", style=STYLES["failed"])
+
+
+def _error(error_type: str, error: str | None) -> str:
+    return clean(error_type) if not error or error == error_type else f"{clean(error_type)}: {clean(error)}"
+
+
+def _json(value: Any) -> str:
+    return clean(to_json(value))
+
+
+def _grid() -> Table:
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    return made

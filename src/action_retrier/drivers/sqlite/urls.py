@@ -1,0 +1,33 @@
+"""What a SQLite URL says."""
+
+import stat
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote
+
+_SYNCHRONOUS = ("full", "normal", "extra")
+
+
+def parse(url: str, rest: str) -> tuple[Path, str]:
+    """Return the absolute path and the synchronous mode that a URL names."""
+    name, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    synchronous = options.pop("synchronous", "full").lower()
+    if options:
+        raise ValueError(f"database {url!r}: unknown option {min(options)!r}; the one there is is synchronous")
+    if synchronous not in _SYNCHRONOUS:
+        raise ValueError(f"database {url!r}: synchronous must be one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}")
+    name = unquote(name)
+    if not name.startswith("/"):
+        raise ValueError(
+            f"database {url!r}: use three slashes for a relative file (sqlite:///file.db), four for an absolute one"
+        )
+    name = name[1:]
+    if name in {"", ":memory:"} or name.endswith("/") or "\0" in name:
+        raise ValueError(
+            f"database {url!r} names no file: runs have to survive the process, so use sqlite:///file.db "
+            "(a temporary file in tests)"
+        )
+    path = Path(name).absolute()
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"database {url!r}: {path} is not a file")
+    return path.resolve(), synchronous

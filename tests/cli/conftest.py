@@ -1,0 +1,314 @@
+"""What the tests of the command line share: a directory with an App, commands in this process, real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from action_retrier import App, SyncActionRetrier
+from action_retrier.cli.commands import cli
+from action_retrier.testing import ManualClock
+
+LIMIT_S = 30
+"""How long any single wait may take before its test fails."""
+
+JOB = """
+import asyncio
+import os
+import threading
+
+from action_retrier import App, MutationCtx, SyncActionCtx
+
+app = App("sqlite:///job.db")
+not_an_app = 7
+
+
+@app.action
+def double(x: int) -> int:
+    return 2 * x
+
+
+@app.action(max_failures=1, initial_backoff_ms=1)
+def fail(message: str = "refused") -> None:
+    raise ConnectionError(message)
+
+
+@app.action(max_failures=0)
+def print_pid() -> int:
+    print("executed by", os.getpid(), flush=True)
+    return os.getpid()
+
+
+@app.action
+def until_stopped(ctx: SyncActionCtx) -> None:
+    print("began", flush=True)
+    while not ctx.canceled:
+        threading.Event().wait(0.01)
+    print("gave way", flush=True)
+
+
+@app.action
+def until_released() -> str:
+    print("began", flush=True)
+    while not os.path.exists("release"):
+        threading.Event().wait(0.01)
+    return "released"
+
+
+@app.action
+def thread_that_ignores() -> None:
+    print("began", flush=True)
+    threading.Event().wait()
+
+
+@app.action
+async def task_that_ignores() -> None:
+    print("began", flush=True)
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+
+@app.action
+async def loop_that_is_blocked() -> None:
+    print("began", flush=True)
+    threading.Event().wait()
+
+
+@app.action
+def leaves_a_thread() -> None:
+    threading.Thread(target=threading.Event().wait).start()
+    print("began", flush=True)
+
+
+@app.mutation
+def note(ctx: MutationCtx, context: str = "") -> None:
+    if context:
+        raise ValueError(context)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory to work in, with `job.py`; no settings, and nothing left in this process."""
+    for name in [name for name in os.environ if name.startswith("ACTION_RETRIER_") or name in {"COLUMNS", "NO_COLOR"}]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ACTION_RETRIER_DATABASE_URL", "set and removed, so that it is removed in the end")
+    monkeypatch.delenv("ACTION_RETRIER_DATABASE_URL")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
+    yield tmp_path
+    forget_modules(tmp_path)
+
+
+def forget_modules(folder: Path) -> None:
+    """Have the next import of what is in *folder* happen anew, as in another process."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+class Said:
+    """What a command has said."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command in this process, as if its output were piped."""
+
+    def call(*arguments: str, columns: int | None = None) -> Said:
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
+        forget_modules(folder)
+        result = CliRunner().invoke(cli, list(arguments))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Said(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+class Shop:
+    """The database `job.db`, used by a program; time stands still in it."""
+
+    def __init__(self, database: str = "sqlite:///job.db", namespace: str = "default") -> None:
+        self.clock = ManualClock()
+        self.app = App(database, namespace=namespace, clock=self.clock)
+        self.retrier = SyncActionRetrier(self.app, jitter=0)
+
+        @self.app.action(name="job:double")
+        def double(x: int) -> int:
+            return 2 * x
+
+        @self.app.action(name="job:fail", max_failures=1, initial_backoff_ms=1500)
+        def fail(message: str = "refused") -> None:
+            raise ConnectionError(message)
+
+        @self.app.mutation(name="job:note")
+        def note(context: str = "") -> None:
+            if context:
+                raise ValueError(context)
+
+    def start(self, action: str, args: dict[str, Any] | None = None, **options: Any) -> str:
+        return self.retrier.run(self.app, action, args, **options)
+
+    def work(self, *, passes_ms: float = 0) -> None:
+        """Execute what is due; and again, if time passes, what is due then."""
+        with self.app.worker() as worker:
+            worker.until_idle()
+            if passes_ms:
+                self.clock.advance(passes_ms)
+                worker.until_idle()
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    shop = Shop()
+    with shop.app:
+        yield shop
+
+
+class Process:
+    """A real process whose lines are heard as they come."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.itself = process
+        self.pid = process.pid
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._heard = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+            for stream, lines in ((process.stdout, self.out), (process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Any, lines: list[str]) -> None:
+        for line in stream:
+            with self._heard:
+                lines.append(line.rstrip("\n"))
+                self._heard.notify_all()
+        with self._heard:
+            self._heard.notify_all()
+
+    def hear(self, pattern: str, count: int = 1) -> list[str]:
+        """Wait until so many lines match, and return what they have in the pattern's group, or whole."""
+
+        def found() -> list[str]:
+            matches = [re.search(pattern, line) for line in [*self.out, *self.err]]
+            return [match[match.re.groups] for match in matches if match]
+
+        with self._heard:
+            heard = self._heard.wait_for(lambda: len(found()) >= count, LIMIT_S)
+            assert heard, f"heard {len(found())} of {count} lines with {pattern!r}:\n{self}"
+            return found()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.itself.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end and all that it says."""
+        try:
+            code = self.itself.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it does not end:\n{self}")
+        for reader in self._readers:
+            reader.join(LIMIT_S)
+        return code
+
+    def __str__(self) -> str:
+        return "\n".join([*self.out, *self.err])
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    """Start `python -m action_retrier ...` in the directory."""
+    processes: list[Process] = []
+
+    def call(*arguments: str, **options: Any) -> Process:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "action_retrier", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        processes.append(Process(process))
+        return processes[-1]
+
+    yield call
+    for process in processes:
+        process.itself.kill()
+        process.itself.wait()
+        for stream in (process.itself.stdout, process.itself.stderr):
+            for reader in process._readers:
+                reader.join(LIMIT_S)
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def write(folder: Path) -> Callable[[str, str], None]:
+    """Write a module."""
+
+    def call(name: str, text: str) -> None:
+        (folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
+
+    return call
+
+
+def eventually(is_true: Callable[[], bool], what: str) -> None:
+    """Poll until something is true."""
+    until = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert time.monotonic() < until, f"never: {what}"
+        threading.Event().wait(0.01)
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[[Callable[[], bool], str], None]:
+    return eventually
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return not status.stdout.strip().startswith("Z") and bool(status.stdout.strip())
+
+
+@pytest.fixture(name="is_alive")
+def is_alive_fixture() -> Callable[[int], bool]:
+    return is_alive

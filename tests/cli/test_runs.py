@@ -1,0 +1,231 @@
+"""`list`, `show`, `status`, `cancel`, `retry`, `cleanup`: as text and as JSON."""
+
+import pytest
+
+from action_retrier import Completed, Failed, Page, Run, Success, from_json
+
+UNKNOWN = "00000000-0000-7000-8000-000000000000"
+APP = ("--database", "sqlite:///job.db")
+
+
+def test_list_tells_where_each_run_stands_newest_first(run, shop):
+    failed = shop.start("job:fail")
+    shop.start("job:double", {"x": 4})
+    shop.work(passes_ms=1500)
+    later = shop.retrier.run_after(shop.app, 60_000, "job:double", {"x": 1})
+    unknown = shop.start("job:unknown", {}, queue="mail")
+
+    said = run("list", *APP, "--limit", "10")
+
+    lines = said.out.splitlines()
+    assert said.code == 0
+    assert lines[0].split() == ["ID", "STATE", "ACTION", "QUEUE", "NOTE"]
+    assert [line.split()[0] for line in lines[1:]][::3] == [unknown, failed]
+    assert "no live worker knows job:unknown" in lines[1]
+    assert lines[1].split()[1:4] == ["pending", "job:unknown", "mail"]
+    assert later in lines[2]
+    assert "succeeded" in lines[3]
+    assert lines[4].endswith("2 attempts: ConnectionError: refused")
+
+
+def test_list_as_json_is_a_page(run, shop):
+    ids = [shop.start("job:double", {"x": x}) for x in range(3)]
+
+    first = run("list", *APP, "--limit", "2", "--json")
+    page = from_json(first.out, Page)
+    second = run("list", *APP, "--limit", "2", "--json", "--cursor", page.cursor)
+
+    assert [one.id for one in page.runs] == ids[:0:-1]
+    assert first.json["runs"][0]["createdAt"].startswith("2026-01-01T00:00:00")
+    assert [one["id"] for one in second.json["runs"]] == ids[:1]
+    assert second.json["cursor"] is None
+
+
+def test_list_says_how_to_go_on(run, shop):
+    ids = [shop.start("job:double", {"x": x}) for x in range(3)]
+
+    said = run("list", *APP, "--limit", "2")
+
+    assert said.err.splitlines() == [f"There are more: the same command with --cursor {ids[1]}"]
+    assert ids[0] in run("list", *APP, "--cursor", ids[1]).out
+
+
+def test_list_filters(run, shop):
+    failed = shop.start("job:fail", {"message": "broken"}, max_failures=0)
+    owes = shop.start("job:double", {"x": 1}, on_complete="job:note", context="no")
+    shop.work()
+    mail = shop.start("job:double", {"x": 1}, queue="mail")
+
+    def ids(*filters):
+        return [one["id"] for one in run("list", *APP, "--json", *filters).json["runs"]]
+
+    assert ids("--state", "failed") == [failed]
+    assert ids("--action", "job:fail") == [failed]
+    assert ids("--queue", "mail") == [mail]
+    assert ids("--callback", "pending") == [owes]
+    assert ids("--callback", "pending", "--state", "failed") == []
+
+
+def test_an_empty_list_says_so_beside_its_output(run, shop):
+    said = run("list", *APP)
+
+    assert (said.code, said.out, said.err) == (0, "", "No runs.\n")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200, None])
+def test_ids_and_states_are_whole_at_any_width_and_lines_fit(run, shop, columns):
+    name = "a.rather.long.module.name:and_an_action_with_a_long_name"
+    ids = [shop.start(name, {}), shop.start("job:double", {"x": 1}), shop.start("job:fail", {"message": "long " * 50})]
+    shop.work()
+
+    said = run("list", *APP, columns=columns)
+
+    assert [line.split()[:2] for line in said.out.splitlines() if line[:1].isdigit()] == [
+        [ids[2], "pending"],
+        [ids[1], "succeeded"],
+        [ids[0], "pending"],
+    ]
+    assert max(map(len, said.out.splitlines())) <= max(columns or 1000, 58)
+    assert "\x1b" not in said.out
+    if columns is None:
+        assert name in said.out
+
+
+def test_show_tells_the_story_attempt_by_attempt(run, shop):
+    run_id = shop.start("job:fail", {"message": "refused"}, on_complete="job:note", context="")
+    shop.work(passes_ms=1500)
+
+    said = run("show", *APP, run_id)
+    text = said.out
+
+    assert said.code == 0
+    assert text.startswith(f"run {run_id}  failed\n")
+    assert 'args     {"message":"refused"}' in text
+    assert "options  initial_backoff_ms=1500, max_failures=1, jitter=0" in text
+    first = text.index("attempt 1  2026-01-01 00:00:00.000 UTC, took 0 ms  ConnectionError: refused")
+    delay = text.index("then 1.5 s until the next was due")
+    second = text.index("attempt 2  2026-01-01 00:00:01.500 UTC, took 0 ms  ConnectionError: refused")
+    trace = text.index("traceback of attempt 2\nTraceback (most recent call last):\n")
+    end = text.index("2026-01-01 00:00:01.500 UTC  failed: ConnectionError: refused")
+    callback = text.index("callback job:note has committed")
+    assert first < delay < second < trace < end < callback
+
+
+def test_show_tells_what_a_run_waits_for(run, shop):
+    unknown = shop.start("job:unknown", {})
+    owes = shop.start("job:double", {"x": 4}, on_complete="job:note", context="the ledger is closed")
+    shop.work()
+
+    waits = run("show", *APP, unknown).out
+    said = run("show", *APP, owes).out
+
+    assert "blocked by  job:unknown: no live worker knows it; start one that does" in waits
+    assert "no attempt yet" in waits
+    assert "succeeded: 8" in said
+    assert "callback job:note has not committed yet, and is tried until it has" in said
+    assert "its last error: ValueError: the ledger is closed" in said
+
+
+def test_show_as_json_is_the_run(run, shop):
+    run_id = shop.start("job:fail", idempotency_key="one")
+    shop.work(passes_ms=1500)
+
+    said = run("show", *APP, run_id, "--json")
+    told = from_json(said.out, Run)
+
+    assert (told.id, told.failures, told.result) == (run_id, 2, Failed("refused", "ConnectionError"))
+    assert said.json["attempts"][0]["delayMs"] == 1500
+    assert said.json["idempotencyKey"] == "one"
+
+
+def test_what_others_have_written_cannot_steer_the_terminal(run, shop):
+    """Error texts come from anywhere: control characters are shown, not obeyed; nor is rich's markup."""
+    run_id = shop.start("job:fail", {"message": "\x1b[31mred\x1b]0;title\x07\r\n[bold]not bold[/bold] :smile:"})
+    shop.work(passes_ms=1500)
+
+    for command in (("list",), ("show", run_id), ("status", run_id)):
+        said = run(*command, *APP)
+        assert r"\x1b[31mred\x1b]0;title\x07\r\n[bold]not bold[/bold] :smile:" in said.out
+        assert not set(said.out) & {"\x1b", "\x07", "\r"}
+
+
+def test_status_in_words_and_as_json(run, shop):
+    succeeds, fails = shop.start("job:double", {"x": 4}), shop.start("job:fail", max_failures=0)
+
+    assert (run("status", *APP, succeeds).out, run("status", *APP, succeeds).code) == ("in progress\n", 0)
+    assert run("status", *APP, succeeds, "--json").json == {"type": "inProgress"}
+    shop.work()
+    assert run("status", *APP, succeeds).out == "succeeded: 8\n"
+    assert from_json(run("status", *APP, succeeds, "--json").out) == Completed(Success(8))
+    assert run("status", *APP, fails).out == "failed: ConnectionError: refused\n"
+
+
+def test_cancel_says_no_to_a_run_that_has_completed(run, shop):
+    run_id = shop.start("job:double", {"x": 4})
+
+    assert (run("cancel", *APP, run_id).code, run("status", *APP, run_id).out) == (0, "canceled\n")
+    again = run("cancel", *APP, run_id)
+    assert (again.code, again.out) == (1, "")
+    assert again.err == f"run {run_id} had already completed, and is unchanged: canceled\n"
+    as_json = run("cancel", *APP, run_id, "--json")
+    assert (as_json.code, as_json.json) == (1, {"canceled": False})
+
+
+def test_bulk_cancel_and_retry_by_filter(run, shop):
+    mail = shop.start("job:double", {"x": 1}, queue="mail")
+    others = [shop.start("job:double", {"x": 1}), shop.start("job:fail")]
+
+    assert run("cancel", *APP, "--queue", "mail").out == "canceled 1 run\n"
+    assert run("cancel", *APP, "--action", "job:double", "--json").json == {"canceled": 1}
+    assert run("cancel", *APP, "--all").out == "canceled 1 run\n"
+    assert run("cancel", *APP, "--all").code == 0
+    assert run("retry", *APP, "--action", "job:double", "--queue", "mail", "--json").json == {"retried": 1}
+    assert run("status", *APP, mail).out == "in progress\n"
+    assert run("retry", *APP, "--all").out == "started 2 runs afresh\n"
+    assert [run("status", *APP, one).out for one in others] == ["in progress\n"] * 2
+
+
+def test_retry_starts_a_failed_run_afresh_and_says_no_to_a_success(run, shop):
+    fails, succeeds = shop.start("job:fail", max_failures=0), shop.start("job:double", {"x": 4})
+    shop.work()
+
+    done = run("retry", *APP, fails, "--json")
+    refused = run("retry", *APP, succeeds)
+
+    assert (done.code, done.json) == (0, {"runId": fails})
+    assert run("status", *APP, fails).out == "in progress\n"
+    assert refused.code == 1
+    assert refused.err.startswith(f"Error: run {succeeds} has succeeded")
+
+
+def test_cleanup_removes_what_has_completed_only(run, shop):
+    waits, done = shop.start("job:unknown", {}), shop.start("job:double", {"x": 4})
+    shop.work()
+
+    refused = run("cleanup", *APP, waits)
+
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err == f"Error: run {waits} has not completed (it is pending): wait for it, or cancel it first\n"
+    assert (run("cleanup", *APP, done).code, run("status", *APP, done).code) == (0, 1)
+
+
+def test_cleanup_gives_up_a_callback_only_if_told(run, shop):
+    owes = shop.start("job:double", {"x": 4}, on_complete="job:note", context="no")
+    shop.work()
+
+    assert run("cleanup", *APP, owes).code == 1
+    assert run("cleanup", *APP, owes, "--discard-callback", "--json").json == {"removed": owes}
+    assert run("show", *APP, owes).code == 1
+
+
+@pytest.mark.parametrize("command", ["show", "status", "cancel", "retry", "cleanup"])
+@pytest.mark.parametrize("run_id", [UNKNOWN, "nonsense", "7'; DROP TABLE action_retrier_runs; --"])
+def test_an_unknown_run_is_a_no_on_one_line(run, shop, command, run_id):
+    shop.start("job:double", {"x": 4})
+
+    said = run(command, *APP, run_id)
+
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("Error: no run has the id ")
+    assert said.err.count("\n") == 1
+    assert len(run("list", *APP, "--json").json["runs"]) == 1

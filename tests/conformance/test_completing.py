@@ -1,0 +1,623 @@
+"""The end of a run and its callback are one transaction, whatever the callback does."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from action_retrier import errors
+from action_retrier._completion import Completion, Report
+from action_retrier._functions import Mutation
+from action_retrier._lifecycle import Attempted, Outcome, Raised, Succeeded, settle
+from action_retrier._mutations import Mutations
+from action_retrier._ops.claims import Claimant
+from action_retrier._ops.control import cancel_run
+from action_retrier._ops.reads import read_status
+from action_retrier._ops.starts import start_runs
+from action_retrier._policy import policy_from_json
+from action_retrier._registry import Registry
+from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
+from action_retrier.testing import ManualClock
+
+from .. import invariants
+from ..stores import NAMESPACE, Store, System
+
+SHARED = "read committed"
+OWN = "serializable"
+isolations = pytest.mark.parametrize("isolation", [OWN, SHARED])
+
+
+class Bench:
+    """A store, a worker, and what completes its runs."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.registry = Registry()
+        self.mutations = Mutations(store.database, self.registry, store.clock)
+        self.completion = Completion(store.database, self.registry, self.mutations, Random(1))
+        self.worker: Claimant | None = None
+
+    def callback(self, function: Callable[..., Any], name: str = "done", **options: Any) -> None:
+        self.registry.add_mutation(Mutation(function, name, **options))
+
+    def claimed(self, name: str = "done", **options: Any) -> Any:
+        """Start a run with this callback, and claim it."""
+        self.store.start("charge", on_complete=name, **options)
+        self.worker = self.worker or self.store.worker(mutations=tuple(self.registry.mutations))
+        return self.store.claim_one(self.worker)
+
+    def report(self, row: Any, outcome: Outcome = Succeeded('"ok"')) -> Report:  # noqa: B008 - frozen
+        assert self.worker is not None
+        attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
+        move = settle(attempted, outcome, self.store.rng)
+        suspect = row["losses"] > 0
+        return Report(
+            row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], suspect=suspect
+        )
+
+    def state(self, row: Any) -> tuple[str, str, int]:
+        """Return state, callback state and tries."""
+        stored = self.store.row(row["id"])
+        return stored["state"], stored["callback_state"], stored["callback_tries"]
+
+    @property
+    def notes(self) -> list[str]:
+        return self.store.system.notes()
+
+    def note(self, ctx: Any, text: str) -> None:
+        self.store.system.write_note(ctx.db, text)
+
+
+@pytest.fixture
+def bench(system: System, clock: ManualClock) -> Iterator[Bench]:
+    with contextlib.closing(Store(system, "sync", clock)) as store:
+        bench = Bench(store)
+        yield bench
+        bench.mutations.close()
+        invariants.check(store.snapshot())
+
+
+@pytest.fixture(autouse=True)
+async def no_tasks_left() -> AsyncIterator[None]:
+    yield
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@isolations
+@pytest.mark.parametrize("flavour", ["def", "async def"])
+async def test_outcome_and_callback_commit_together(bench: Bench, isolation: Any, flavour: str) -> None:
+    """I4: nobody ever sees one without the other, and the callback gets what it names."""
+    seen: list[Any] = []
+
+    def look(ctx: Any, run_id: str, result: Any, context: Any) -> None:
+        seen.append((run_id, result, context))
+        bench.note(ctx, "called")
+        seen.append((bench.state(row), bench.notes))
+
+    async def look_async(ctx: Any, run_id: str, result: Any, context: Any) -> None:
+        look(ctx, run_id, result, context)
+
+    bench.callback(look if flavour == "def" else look_async, isolation=isolation)
+    row = bench.claimed(context='{"mail": 1}')
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert seen == [(row["id"], Success("ok"), {"mail": 1}), (("running", "none", 0), [])]
+    assert (bench.state(row), bench.notes) == (("succeeded", "done", 1), ["called"])
+
+
+async def test_inside_the_callback_the_status_says_completed(bench: Bench) -> None:
+    """The outcome is written before the callback is called, in the same transaction."""
+    seen = []
+
+    async def look(ctx: Any, run_id: str) -> None:
+        seen.append(await ctx._transaction.run(read_status(NAMESPACE, run_id)))
+        seen.append(bench.store.read(read_status, NAMESPACE, run_id))
+
+    bench.callback(look)
+
+    await bench.completion.complete([bench.report(bench.claimed())])
+
+    assert seen == [Completed(Success("ok")), InProgress()]
+
+
+@isolations
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration()], ids=repr
+)
+async def test_a_callback_that_raises_undoes_its_writes_and_nothing_else(
+    bench: Bench, isolation: Any, error: BaseException
+) -> None:
+    """I3, I4: the outcome stays, and the callback alone is tried again, whatever it raised."""
+
+    def fail(ctx: Any) -> None:
+        bench.note(ctx, "undone")
+        raise error
+
+    bench.callback(fail, isolation=isolation)
+    row = bench.claimed()
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert (bench.state(row), bench.notes) == (("succeeded", "pending", 1), [])
+    stored = bench.store.row(row["id"])
+    assert type(error).__name__ in stored["callback_error"] or "RuntimeError" in stored["callback_error"]
+    assert stored["callback_due_at"] > bench.store.clock.now_us()
+
+
+@isolations
+async def test_one_bad_callback_spoils_no_neighbour(bench: Bench, isolation: Any) -> None:
+    """I4: in a batch each callback has its own savepoint, or its own transaction."""
+
+    def sometimes(ctx: Any, context: Any) -> None:
+        bench.note(ctx, f"{context}")
+        if context % 2:
+            raise ValueError(context)
+
+    bench.callback(sometimes, isolation=isolation)
+    rows = [bench.claimed(context=str(number)) for number in range(5)]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert bench.notes == ["0", "2", "4"]
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", ("done", "pending")[n % 2]) for n in range(5)]
+
+
+async def test_callbacks_that_opted_in_share_a_transaction(bench: Bench) -> None:
+    """Group commit for callbacks: the first one's writes are not committed while the second runs."""
+    seen = []
+
+    def look(ctx: Any, context: Any) -> None:
+        seen.append(bench.notes)
+        bench.note(ctx, context)
+
+    bench.callback(look, isolation=SHARED)
+    rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert (seen, bench.notes) == ([[], []], ["a", "b"])
+
+
+async def test_serializable_callbacks_have_a_transaction_each(bench: Bench) -> None:
+    seen = []
+
+    def look(ctx: Any, context: Any) -> None:
+        seen.append(bench.notes)
+        bench.note(ctx, context)
+
+    bench.callback(look)
+    rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert seen == [[], ["a"]]
+
+
+@isolations
+async def test_a_superseded_attempt_calls_nothing_back(bench: Bench, isolation: Any) -> None:
+    """I2, I4: no fence, no callback."""
+    called = []
+    bench.callback(lambda: called.append(1), isolation=isolation)
+    rows = [bench.claimed() for _ in range(2)]
+    for row in rows:
+        bench.store.write(cancel_run, NAMESPACE, row["id"])
+    before = bench.store.snapshot()
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert called == []
+    assert bench.store.snapshot() == before
+
+
+@isolations
+async def test_completing_twice_calls_back_once(bench: Bench, isolation: Any) -> None:
+    """I4: a report repeated after an unknown commit result is resolved by the fence."""
+    bench.callback(lambda ctx, run_id: bench.note(ctx, run_id), isolation=isolation)
+    row = bench.claimed()
+
+    for _ in range(2):
+        await bench.completion.complete([bench.report(row)])
+
+    assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
+
+
+async def test_a_commit_whose_result_is_unknown_calls_back_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I4: the commit went through, its answer did not: nothing is written or called a second time."""
+    bench.callback(lambda ctx, run_id: bench.note(ctx, run_id))
+    row = bench.claimed()
+    transaction = bench.store.database.transaction
+
+    @contextlib.asynccontextmanager
+    async def lossy() -> AsyncIterator[Any]:
+        async with transaction() as one:
+            yield one
+        raise errors.DatabaseUnavailable(problem="the answer was lost", remedy="ask again")
+
+    monkeypatch.setattr(bench.store.database, "transaction", lossy)
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
+
+
+async def test_a_transaction_that_does_not_commit_leaves_the_outcome_with_a_pending_callback(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3, I4: the outcome is committed alone, and the action is never run again because of its callback."""
+    bench.callback(lambda ctx, run_id: bench.note(ctx, run_id))
+    row = bench.claimed()
+    transaction = bench.store.database.transaction
+
+    @contextlib.asynccontextmanager
+    async def failing() -> AsyncIterator[Any]:
+        async with transaction() as one:
+            yield one
+            raise errors.DatabaseUnavailable(problem="it could not be committed", remedy="try again")
+
+    monkeypatch.setattr(bench.store.database, "transaction", failing)
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 1))
+
+
+SMUGGLED: dict[str, Callable[[Any], object]] = {
+    "db.commit()": lambda db: db.commit(),
+    "db.rollback()": lambda db: db.rollback(),
+    "COMMIT": lambda db: db.execute("COMMIT"),
+    "commit ;": lambda db: db.execute("  commit ; "),
+    "/* */ END": lambda db: db.execute("/* a comment */ END TRANSACTION"),
+    "ROLLBACK": lambda db: db.execute("ROLLBACK"),
+    "executescript": lambda db: db.executescript("INSERT INTO notes VALUES ('smuggled'); COMMIT; BEGIN"),
+    "with db": lambda db: db.__exit__(None, None, None),
+    "with db that raises": lambda db: db.__exit__(ValueError, ValueError(), None),
+    "isolation_level = None": lambda db: setattr(db, "isolation_level", None),
+    "our savepoint": lambda db: db.execute("ROLLBACK TO action_retrier_inner"),
+}
+
+
+@isolations
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
+@pytest.mark.parametrize("smuggle", SMUGGLED.values(), ids=SMUGGLED)
+async def test_a_callback_cannot_end_the_transaction(
+    bench: Bench, isolation: Any, smuggle: Callable[[Any], object], *, swallowed: bool
+) -> None:
+    """I4: a commit smuggled in is an error, also where its own error is swallowed; nothing commits."""
+
+    def cheat(ctx: Any, context: Any) -> None:
+        bench.note(ctx, f"cheat {context}")
+        with contextlib.suppress(Exception) if swallowed else contextlib.nullcontext():
+            smuggle(ctx.db)
+        bench.note(ctx, f"cheat on {context}")
+
+    bench.callback(cheat, isolation=isolation)
+    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
+    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
+    assert bench.notes == ["honest 0", "honest 2"]
+    assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
+
+
+async def test_a_callback_in_a_batch_cannot_release_our_savepoint(bench: Bench) -> None:
+    """I4: with its savepoint gone a callback that raises could not be undone; a cached statement is no way in."""
+
+    def cheat(ctx: Any, context: Any) -> None:
+        bench.note(ctx, f"cheat {context}")
+        with contextlib.suppress(Exception):
+            ctx.db.execute("RELEASE action_retrier_inner")
+        raise ValueError(context)
+
+    bench.callback(cheat, isolation=SHARED)
+    rows = [bench.claimed(context=str(number)) for number in range(2)]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert bench.notes == []
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
+
+
+@isolations
+async def test_a_conflict_clause_that_rolls_back_commits_nothing_piecemeal(bench: Bench, isolation: Any) -> None:
+    """I4: OR ROLLBACK ends the transaction without a ROLLBACK; what the callback writes then must not stay."""
+
+    def conflict(ctx: Any) -> None:
+        bench.note(ctx, "before")
+        with contextlib.suppress(Exception):
+            ctx.db.execute("INSERT OR ROLLBACK INTO notes (text) VALUES ('before')")
+        bench.note(ctx, "after")
+
+    bench.callback(conflict, isolation=isolation)
+    row = bench.claimed()
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert (bench.notes, bench.state(row)[:2]) == ([], ("succeeded", "pending"))
+
+
+async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Bench) -> None:
+    bench.callback(lambda ctx: ctx.db.close())
+    bench.callback(lambda ctx: bench.note(ctx, "honest"), "honest")
+    rows = [bench.claimed("done"), bench.claimed("honest")]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending"), ("succeeded", "done")]
+    assert bench.notes == ["honest"]
+
+
+async def test_settings_that_a_callback_makes_on_the_connection_are_its_own(bench: Bench) -> None:
+    """Rows and texts come to us as they are, whatever factory user code has set."""
+
+    def setting(ctx: Any) -> None:
+        ctx.db.row_factory = lambda *_: 1 / 0
+        ctx.db.text_factory = bytes
+        ctx.db.isolation_level = "EXCLUSIVE"
+
+    bench.callback(setting)
+    rows = [bench.claimed(), bench.claimed()]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 2
+    assert bench.store.status(bench.store.start()) == InProgress()
+
+
+async def test_a_callback_may_use_savepoints_of_its_own(bench: Bench) -> None:
+    def nested(ctx: Any) -> None:
+        bench.note(ctx, "kept")
+        ctx.db.execute("SAVEPOINT mine")
+        bench.note(ctx, "undone")
+        ctx.db.execute("ROLLBACK TO mine")
+        ctx.db.execute("RELEASE mine")
+
+    bench.callback(nested)
+    row = bench.claimed()
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert (bench.notes, bench.state(row)[:2]) == (["kept"], ("succeeded", "done"))
+
+
+async def test_a_callback_may_start_and_cancel_runs_in_its_transaction(bench: Bench) -> None:
+    """I6: what a callback starts exists when the callback is done, and not before."""
+    start = bench.store.starting()
+
+    async def more(ctx: Any, run_id: str) -> None:
+        await ctx._transaction.run(start_runs(NAMESPACE, [start]))
+        assert await ctx._transaction.run(cancel_run(NAMESPACE, run_id)) is False
+        assert len(bench.store.system.table("runs")) == 1
+
+    bench.callback(more)
+    row = bench.claimed()
+
+    await bench.completion.complete([bench.report(row)])
+
+    assert bench.state(row) == ("succeeded", "done", 1)
+    assert bench.store.status(start.id) == InProgress()
+
+
+# Time limits.
+
+
+async def test_an_async_callback_that_takes_too_long_is_rolled_back(bench: Bench) -> None:
+    """Past `timeout_ms` it counts as raising."""
+    begun = asyncio.Event()
+
+    async def slow(ctx: Any) -> None:
+        bench.note(ctx, "undone")
+        begun.set()
+        await asyncio.Event().wait()
+
+    bench.callback(slow, timeout_ms=5000)
+    row = bench.claimed()
+    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    await begun.wait()
+    bench.store.clock.advance(4999)
+    assert bench.state(row) == ("running", "none", 0)
+    bench.store.clock.advance(1)
+    await task
+
+    assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 1))
+    assert "took longer than timeout_ms=5000" in bench.store.row(row["id"])["callback_error"]
+
+
+async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: Bench) -> None:
+    """Its connection is taken away: it neither blocks other writers nor writes anything later."""
+    loop, begun, free, ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), threading.Event()
+    later: list[Any] = []
+
+    def stuck(ctx: Any) -> None:
+        db = ctx.db
+        bench.note(ctx, "undone")
+        loop.call_soon_threadsafe(begun.set)
+        free.wait()
+        for statement in ("INSERT INTO notes VALUES ('too late')", "SELECT 1", "COMMIT"):
+            try:
+                later.append(db.execute(statement))
+            except Exception as error:  # noqa: BLE001 - which one is not the point
+                later.append(error)
+        ended.set()
+
+    bench.callback(stuck, timeout_ms=5000)
+    row = bench.claimed()
+    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    await begun.wait()
+    bench.store.clock.advance(5000)
+    await task
+
+    assert bench.state(row) == ("succeeded", "pending", 1)
+    run_id = bench.store.start()
+    free.set()
+    assert await asyncio.to_thread(ended.wait, 30)
+    assert all(isinstance(one, Exception) for one in later)
+    assert bench.notes == []
+    assert bench.store.status(run_id) == InProgress()
+
+
+async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench) -> None:
+    """I1: the worker is being canceled, not the callback: nothing is written, and the run is still owned."""
+    begun = asyncio.Event()
+
+    async def slow(ctx: Any) -> None:
+        bench.note(ctx, "undone")
+        begun.set()
+        await asyncio.Event().wait()
+
+    bench.callback(slow)
+    row = bench.claimed()
+    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    await begun.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (bench.notes, bench.state(row)) == ([], ("running", "none", 0))
+    assert bench.worker is not None
+    assert bench.store.lose(bench.worker) == 1
+
+
+# Callbacks by themselves.
+
+
+async def owed(bench: Bench, end: str) -> Any:
+    """Have a run end, and claim its pending callback."""
+    row = bench.claimed(max_failures=0, context="7")
+    assert bench.worker is not None
+    match end:
+        case "succeeded":
+            await bench.completion.write([bench.report(row)])
+        case "failed":
+            await bench.completion.write([bench.report(row, Raised("E", "e"))])
+        case "canceled":
+            bench.store.write(cancel_run, NAMESPACE, row["id"])
+    (claimed,) = bench.store.claim_callbacks(bench.worker)
+    return claimed
+
+
+@pytest.mark.parametrize(
+    ("end", "result"), [("succeeded", Success("ok")), ("failed", Failed("e", "E")), ("canceled", Canceled())]
+)
+async def test_a_pending_callback_is_called_with_the_result(bench: Bench, end: str, result: Any) -> None:
+    seen = []
+
+    def look(ctx: Any, result: Any, context: Any) -> None:
+        seen.append((result, context, bench.state(row)))
+        bench.note(ctx, "called")
+
+    bench.callback(look)
+    row = await owed(bench, end)
+    assert bench.worker is not None
+
+    await bench.completion.call_back(row, bench.worker.id)
+
+    assert seen == [(result, 7, (end, "pending", 1))]
+    assert (bench.notes, bench.state(row)) == (["called"], (end, "done", 1))
+
+
+async def test_a_pending_callback_that_raises_waits_for_its_next_try(bench: Bench) -> None:
+    """I4: its writes roll back, the mark with them, and it is tried until it commits."""
+    tries = []
+
+    def third_time(ctx: Any) -> None:
+        bench.note(ctx, "called")
+        tries.append(1)
+        if len(tries) < 3:
+            raise ValueError(len(tries))
+
+    bench.callback(third_time)
+    row = await owed(bench, "canceled")
+    assert bench.worker is not None
+    for number in (1, 2):
+        await bench.completion.call_back(row, bench.worker.id)
+        assert (bench.notes, bench.state(row)) == ([], ("canceled", "pending", number))
+        assert bench.store.row(row["id"])["callback_error"] == f"ValueError: {number}"
+        bench.store.clock.advance(1000)
+        (row,) = bench.store.claim_callbacks(bench.worker)
+
+    await bench.completion.call_back(row, bench.worker.id)
+
+    assert (bench.notes, bench.state(row)) == (["called"], ("canceled", "done", 3))
+
+
+async def test_a_try_that_is_no_longer_the_current_one_calls_nothing(bench: Bench) -> None:
+    """I4: the mark comes first, under the try's fence; without it there is no call."""
+    called = []
+    bench.callback(lambda: called.append(1))
+    row = await owed(bench, "canceled")
+    zombie = bench.worker
+    assert zombie is not None
+    bench.store.lose(zombie)
+    before = bench.store.snapshot()
+
+    await bench.completion.call_back(row, zombie.id)
+
+    assert called == []
+    assert bench.store.snapshot() == before
+
+
+async def test_a_broken_error_message_does_not_lose_the_callback(bench: Bench) -> None:
+    """Recording a failure must never fail."""
+
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise self
+
+    class Ugly(Exception):
+        def __str__(self) -> str:
+            return "a NUL \0, a lone surrogate \ud800, and much" + "!" * 100_000
+
+    def failing(error: Exception) -> Callable[[Any], None]:
+        def fail(ctx: Any) -> None:
+            raise error
+
+        return fail
+
+    bench.callback(failing(Broken()), "broken")
+    bench.callback(failing(Ugly()), "ugly")
+    rows = [bench.claimed("broken"), bench.claimed("ugly")]
+
+    await bench.completion.complete([bench.report(row) for row in rows])
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
+    text = bench.store.row(rows[1]["id"])["callback_error"]
+    assert "a NUL ␀, a lone surrogate ?" in text
+    assert len(text.encode()) <= 16 * 1024
+
+
+async def test_a_suspects_outcome_is_committed_before_its_callback(bench: Bench) -> None:
+    """A callback may be what killed the worker: it is called alone, in a transaction of its own."""
+    bench.callback(lambda ctx: bench.note(ctx, "called"))
+    row = bench.claimed(initial_backoff_ms=0)
+    assert bench.worker is not None
+    bench.store.lose(bench.worker)
+    bench.worker = bench.store.worker(mutations=("done",))
+    row = bench.store.claim_one(bench.worker)
+    report = bench.report(row)
+    assert not report.calls_back
+
+    await bench.completion.write([report])
+
+    assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 0))
+
+
+async def test_only_an_end_calls_back(bench: Bench) -> None:
+    """I4: an attempt that is retried owes nothing."""
+    bench.callback(lambda ctx: bench.note(ctx, "called"))
+    row = bench.claimed()
+    report = bench.report(row, Raised("E", "e"))
+    assert not report.calls_back
+
+    await bench.completion.write([report])
+
+    assert (bench.notes, bench.state(row)) == ([], ("pending", "none", 0))

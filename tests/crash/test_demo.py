@@ -1,0 +1,91 @@
+"""The demo as a whole: real processes, one of them killed, and a verdict that can say no."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from action_retrier.demo.run import Demo
+
+pytestmark = [pytest.mark.crash, pytest.mark.slow]
+
+DEMO = [sys.executable, "-m", "action_retrier.demo"]
+
+
+def test_the_demo_holds_and_keeps_what_it_is_asked_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    done = subprocess.run([*DEMO, "--json", "--keep"], capture_output=True, text=True, timeout=60, check=False)
+    verdict = json.loads(done.stdout)
+
+    assert [check for check in verdict["checks"] if not check["ok"]] == []
+    assert (done.returncode, verdict["ok"], done.stderr) == (0, True, "")
+    figures = verdict["figures"]
+    assert (figures["events"], figures["rolledBack"], figures["failedForGood"], figures["canceled"]) == (
+        427,
+        12,
+        12,
+        14,
+    )
+    assert figures["callbacks"] == figures["started"] == 415
+    assert figures["attemptsLost"] > 0
+    assert figures["extraDeliveries"] >= 24
+    assert verdict["seconds"] <= 30
+    (folder,) = tmp_path.iterdir()
+    assert verdict["database"] == f"sqlite:///{folder / 'demo.db'}"
+    assert (folder / "demo.db").exists()
+
+
+def test_a_line_torn_from_the_ledger_makes_it_say_no(tmp_path, monkeypatch, capsys):
+    class Sabotaged(Demo):
+        def collect(self, *witnesses):
+            evidence = super().collect(*witnesses)
+            effect = next(line for line in evidence.ledger if line.effect and line.answer == "200")
+            return replace(evidence, ledger=tuple(line for line in evidence.ledger if line is not effect))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    code = Sabotaged(keep=False, seed=2, json=True, database=None).run()
+    verdict = json.loads(capsys.readouterr().out)
+
+    assert (code, verdict["ok"]) == (1, False)
+    assert [check["name"] for check in verdict["checks"] if not check["ok"]] == ["delivered as reported"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        started = next(line for line in demo.stdout if "started" in line)
+        children = psutil.Process(demo.pid).children(recursive=True)
+
+        demo.send_signal(number)
+        demo.communicate(timeout=20)
+
+    assert "shop" in started
+    assert len(children) >= 4
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert demo.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_with_orders_of_its_own_is_left_alone(tmp_path):
+    database = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(database)) as theirs:
+        theirs.execute("CREATE TABLE orders (id integer)")
+    before = database.read_bytes()
+
+    done = subprocess.run(
+        [*DEMO, "--database", f"sqlite:///{database}"], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert done.returncode == 2
+    assert "has a table 'orders' already" in done.stderr
+    assert database.read_bytes() == before

@@ -1,0 +1,118 @@
+"""A run, or a callback, that kills its process must neither go on for ever nor take the others down with it."""
+
+import pytest
+from crash_processes import eventually
+from crash_program import call
+
+pytestmark = pytest.mark.crash
+
+INNOCENT = 10
+
+
+@pytest.mark.parametrize("death", ["kill", "exit", "abort", "segfault"])
+def test_a_run_that_kills_its_process_ends_as_failed(scene, death):
+    """I8: each death is a failure. Then it is over, and its callback runs once."""
+    scene.prepare()
+    run_id = scene.run(death, max_failures=2)
+
+    deaths = scene.supervise()
+    story = scene.verdict()[run_id]
+
+    assert (story.row["state"], story.row["error_type"], story.effects) == ("failed", "WorkerLost", ["failed"])
+    assert (story.executions, deaths) == (3, 3)
+
+
+@pytest.mark.parametrize("action", ["work", "work_sync"])
+@pytest.mark.parametrize(("step", "most"), [("return", 1), ("take 0.02", 1), ("take 0.5", 2)])
+def test_a_run_that_kills_its_process_costs_its_neighbours_one_attempt_each(scene, step, most, action):
+    """
+    A death makes suspects of all who were there; they are executed apart until it is known who it was.
+
+    An innocent one that outlasts its probation may be there when the killer has its own: it loses one more.
+    """
+    scene.prepare()
+    poison = call("kill", action=action, max_failures=2)
+    half = [call(step, action=action) for _ in range(INNOCENT // 2)]
+    run_ids = scene.start(*half, poison, *half)
+    killer = run_ids.pop(len(half))
+
+    deaths = scene.supervise(within_s=60)
+    stories = scene.verdict()
+
+    assert (stories[killer].row["state"], stories[killer].executions, deaths) == ("failed", 3, 3)
+    assert {stories[run_id].row["state"] for run_id in run_ids} == {"succeeded"}
+    assert max(stories[run_id].losses for run_id in run_ids) <= most
+
+
+def test_runs_that_come_later_lose_at_most_one_attempt_to_a_killer(scene):
+    """Work goes on while there are suspects, beside them: what it can lose to them is one attempt."""
+    scene.prepare()
+    killer = scene.run("kill", max_failures=3)
+    worker = scene.worker()
+    deaths = 0
+    while deaths < 4:
+        scene.start(*[call("take 0.2") for _ in range(3)])
+        assert worker.wait() != 0
+        deaths += 1
+        worker = scene.worker()
+    scene.wait_until_complete()
+    worker.stop()
+    stories = scene.verdict()
+
+    assert (stories[killer].row["state"], stories[killer].executions) == ("failed", 4)
+    assert max(story.losses for run_id, story in stories.items() if run_id != killer) <= 1
+
+
+def test_two_killers_end_and_cost_their_neighbours_one_attempt_for_each(scene):
+    scene.prepare()
+    killers = scene.start(call("kill", max_failures=2), call("exit", max_failures=2))
+    innocent = scene.start(*[call("take 0.05") for _ in range(INNOCENT)])
+
+    scene.supervise(within_s=60)
+    stories = scene.verdict()
+
+    assert [stories[run_id].row["state"] for run_id in killers] == ["failed", "failed"]
+    assert max(stories[run_id].losses for run_id in innocent) <= 2
+    assert {stories[run_id].row["state"] for run_id in innocent} == {"succeeded"}
+
+
+@pytest.mark.parametrize("callback", ["record", "record_async", "record_shared"])
+def test_a_callback_that_kills_its_process_backs_off_and_others_go_on(scene, callback):
+    """Its first death is a lost attempt of its run; from then on the callback is tried alone, less and less often."""
+    scene.prepare()
+    poison = scene.run("return", on_complete=callback, context=["kill", "kill", "kill", "kill", "return"])
+    others = scene.start(*[call("return", on_complete=callback) for _ in range(INNOCENT)])
+
+    deaths = scene.supervise(within_s=60)
+    stories = scene.verdict()
+
+    story = stories[poison]
+    assert (story.row["state"], story.row["callback_tries"], story.effects) == ("succeeded", 4, ["success"])
+    assert (deaths, story.losses, story.executions) == (4, 1, 2)
+    calls = [line.at_us for line in story.lines if line.event == "callback"]
+    waits = [later - earlier for earlier, later in zip(calls[1:-1], calls[2:], strict=True)]
+    assert [wait >= least for wait, least in zip(waits, (125_000, 250_000, 500_000), strict=True)] == [True] * 3
+    assert max(stories[run_id].losses for run_id in others) <= 1
+
+
+def test_a_callback_that_always_kills_its_process_does_not_stop_other_runs(scene):
+    scene.prepare()
+    scene.run("return", context=["kill"])
+    supervised = scene.worker()
+
+    def keep_alive() -> None:
+        nonlocal supervised
+        if not supervised.is_running:
+            supervised = scene.worker()
+
+    for _ in range(5):
+        others = scene.start(*[call("raise", "return") for _ in range(INNOCENT)])
+        eventually(lambda others=others: keep_alive() or scene.are_complete(others), what="ten runs beside it")
+    poison = scene.started[0]
+
+    assert (scene.row(poison)["state"], scene.row(poison)["callback_state"]) == ("succeeded", "pending")
+    assert scene.row(poison)["callback_losses"] >= 2
+    supervised.kill()
+    stories = scene.check_halfway()
+    assert max(story.losses for story in stories.values()) <= 2
+    assert scene.lines("begin", poison)[-1].attempt == 2

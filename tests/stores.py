@@ -1,0 +1,322 @@
+"""
+The stores that the storage tests run on, and one way to speak to them in either colour.
+
+A test says what is done (``store.write(cancel_run, ...)``); whether that is awaited or blocks, and on
+which database it happens, is the fixture's parameter.
+"""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from action_retrier._clock import Clock
+from action_retrier._ids import new_run_id, new_worker_id
+from action_retrier._lifecycle import Attempted, Finish, Outcome, settle
+from action_retrier._ops.claims import ANY_LOSSES, Claimant, Claimed, NextDue, claim_callbacks, claim_runs, next_due
+from action_retrier._ops.reads import read_run, read_status, run_of
+from action_retrier._ops.reports import CallbackMark, Settled, apply_moves
+from action_retrier._ops.starts import Start, start_runs
+from action_retrier._ops.workers import recover_worker, register_worker
+from action_retrier._policy import RetryPolicy, policy_from_json
+from action_retrier._statements import Op
+from action_retrier.drivers import Database, Executor, Transaction, open_database
+from action_retrier.results import Run, RunStatus
+from action_retrier.testing import ManualClock
+
+SYSTEMS = ["sqlite"]
+"""Database systems; a test of the store runs on each."""
+COLOURS = ["sync", "async"]
+NAMESPACE = "default"
+TABLES = ("runs", "attempts", "workers")
+
+
+class System(Protocol):
+    """What tests need of a database system beside the drivers' protocol."""
+
+    def open(self, clock: Clock, **options: Any) -> Database:
+        """Open the database as one more process would, so to speak."""
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return what is committed in one of our tables."""
+
+    def connect(self, **options: Any) -> Any:
+        """Open a connection of the user's own, which begins transactions implicitly; the system closes it."""
+
+    def write_note(self, connection: Any, text: str) -> None:
+        """Write to the user's own table `notes`, whose texts are unique."""
+
+    def notes(self) -> list[str]:
+        """Return what is committed in it."""
+
+    def close(self) -> None:
+        """Close what tests have opened."""
+
+
+class SqliteSystem:
+    """A temporary file is the fake: there is no twin of the SQL in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "store.db"
+        self._opened: list[Any] = []
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("CREATE TABLE notes (text TEXT NOT NULL UNIQUE)")
+            connection.commit()
+
+    def open(self, clock: Clock, **options: Any) -> Database:
+        """Open the file; without waiting for the disk, whose loss is not what these tests are about."""
+        url = f"sqlite:///{self.path}?synchronous={options.pop('synchronous', 'normal')}"
+        database = open_database(url, clock=clock, auto_migrate=options.pop("auto_migrate", True))
+        assert not options
+        database.open()
+        self._opened.append(database)
+        return database
+
+    def connect(self, **options: Any) -> sqlite3.Connection:
+        """Open a connection of the user's own, usable from any thread."""
+        connection = sqlite3.connect(self.path, check_same_thread=False, **options)
+        self._opened.append(connection)
+        return connection
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return what is committed in one of our tables."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(f"SELECT * FROM action_retrier_{name}")]  # noqa: S608
+
+    def write_note(self, connection: sqlite3.Connection, text: str) -> None:
+        """Write to the user's own table."""
+        connection.execute("INSERT INTO notes (text) VALUES (?)", (text,))
+
+    def notes(self) -> list[str]:
+        """Return what is committed in it."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
+
+    def close(self) -> None:
+        """Close what tests have opened."""
+        for one in reversed(self._opened):
+            one.close()
+
+
+def open_system(name: str, folder: Path) -> System:
+    """Return a fresh database of the system *name*."""
+    assert name in SYSTEMS
+    return SqliteSystem(folder)
+
+
+class OpenTransaction:
+    """A transaction of ours, in the store's colour."""
+
+    def __init__(self, store: "Store", transaction: Transaction) -> None:
+        self._store = store
+        self.raw = transaction
+
+    @property
+    def connection(self) -> Any:
+        return self.raw.connection
+
+    @property
+    def is_open(self) -> bool:
+        return self.raw.is_open
+
+    def run(self, op: Callable[..., Op[Any]], *args: Any, **kwargs: Any) -> Any:
+        if self._store.colour == "sync":
+            return self.raw.run_sync(op(*args, **kwargs))
+        return self._store.wait(self.raw.run(op(*args, **kwargs)))
+
+    def user_code(self) -> AbstractContextManager[None]:
+        return self.raw.user_code()
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        return self.raw.savepoint()
+
+    def abandon(self) -> None:
+        self.raw.abandon()
+
+    def note(self, text: str) -> None:
+        """Write what user code would write."""
+        self._store.system.write_note(self.connection, text)
+
+
+class Store:
+    """An open database, spoken to in one colour, and the usual steps of a run's life."""
+
+    def __init__(self, system: System, colour: str, clock: ManualClock) -> None:
+        self.system = system
+        self.colour = colour
+        self.clock = clock
+        self.rng = Random(1)
+        self.database = system.open(clock)
+        self._loop = asyncio.new_event_loop() if colour == "async" else None
+
+    def close(self) -> None:
+        self.database.close()
+        if self._loop is not None:
+            self._loop.close()
+
+    # In either colour.
+
+    def wait(self, awaitable: Any) -> Any:
+        """Run a coroutine to its end, on the store's loop."""
+        assert self._loop is not None
+        return self._loop.run_until_complete(awaitable)
+
+    def write(self, op: Callable[..., Op[Any]], *args: Any, **kwargs: Any) -> Any:
+        if self._loop is None:
+            return self.database.write_sync(lambda: op(*args, **kwargs))
+        return self.wait(self.database.write(lambda: op(*args, **kwargs)))
+
+    def read(self, op: Callable[..., Op[Any]], *args: Any, **kwargs: Any) -> Any:
+        if self._loop is None:
+            return self.database.read_sync(lambda: op(*args, **kwargs))
+        return self.wait(self.database.read(lambda: op(*args, **kwargs)))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[OpenTransaction]:
+        if self._loop is None:
+            with self.database.transaction_sync() as transaction:
+                yield OpenTransaction(self, transaction)
+            return
+        manager = self.database.transaction()
+        transaction = self.wait(manager.__aenter__())
+        try:
+            yield OpenTransaction(self, transaction)
+        except BaseException as error:
+            if not self.wait(manager.__aexit__(type(error), error, error.__traceback__)):
+                raise
+        else:
+            self.wait(manager.__aexit__(None, None, None))
+
+    def through(self, handle: Any, op: Callable[..., Op[Any]], *args: Any, **kwargs: Any) -> Any:
+        """Run a write through a handle of the user's own."""
+        return self._run_through(handle, op(*args, **kwargs), writes=True)
+
+    def read_through(self, handle: Any, op: Callable[..., Op[Any]], *args: Any, **kwargs: Any) -> Any:
+        """Run a read through a handle of the user's own."""
+        return self._run_through(handle, op(*args, **kwargs), writes=False)
+
+    def _run_through(self, handle: Any, op: Op[Any], *, writes: bool) -> Any:
+        executor = self.database.executor(handle, writes=writes)
+        assert executor is not None
+        return self._run_on(executor, op)
+
+    def _run_on(self, executor: Executor, op: Op[Any]) -> Any:
+        return executor.run_sync(op) if self._loop is None else self.wait(executor.run(op))
+
+    # What happens to runs.
+
+    def starting(
+        self,
+        action: str = "charge",
+        *,
+        run_id: str | None = None,
+        args: str = "{}",
+        on_complete: str = "",
+        context: str | None = None,
+        key: str | None = None,
+        at_us: int | None = None,
+        delay_ms: float = 0,
+        **policy: Any,
+    ) -> Start:
+        """Return what starts one run; without jitter unless the policy has one."""
+        return Start(
+            id=run_id or new_run_id(self.clock),
+            action=action,
+            args=args,
+            policy=RetryPolicy(**{"jitter": 0, **policy}),
+            on_complete=on_complete,
+            context=context,
+            at_us=at_us,
+            delay_us=round(delay_ms * 1000),
+            idempotency_key=key,
+        )
+
+    def start(self, action: str = "charge", **options: Any) -> str:
+        """Start one run, and return its id."""
+        (run_id,) = self.write(start_runs, NAMESPACE, [self.starting(action, **options)])
+        return run_id
+
+    def worker(
+        self,
+        *actions: str,
+        mutations: tuple[str, ...] = (),
+        queues: tuple[str, ...] | None = None,
+        namespace: str = NAMESPACE,
+        register: bool = True,
+    ) -> Claimant:
+        """Announce a worker that knows these names; `charge` unless any are given."""
+        claimant = Claimant(
+            new_worker_id(),
+            namespace,
+            json.dumps(actions or ("charge",)),
+            json.dumps(mutations),
+            None if queues is None else json.dumps(queues),
+        )
+        if register:
+            self.write(register_worker, claimant, "a host", 4711)
+        return claimant
+
+    def claim(self, worker: Claimant, count: int = 100, max_losses: int = ANY_LOSSES) -> Claimed:
+        return self.write(claim_runs, worker, count, max_losses)
+
+    def claim_ids(self, worker: Claimant, count: int = 100, max_losses: int = ANY_LOSSES) -> list[str]:
+        claimed = self.claim(worker, count, max_losses)
+        return [row["id"] for row in [*claimed.suspects, *claimed.runs]]
+
+    def claim_one(self, worker: Claimant) -> dict[str, Any]:
+        """Claim the one run that is due."""
+        claimed = self.claim(worker)
+        (row,) = [*claimed.suspects, *claimed.runs]
+        return row
+
+    def report(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> bool:
+        """Settle a claimed attempt and write what follows; tell whether it still owned its run."""
+        settled = self.settled(row, worker, outcome, callback)
+        return row["id"] in self.write(apply_moves, [settled])
+
+    def settled(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> Settled:
+        attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
+        move = settle(attempted, outcome, self.rng)
+        if callback is None:
+            owes = isinstance(move, Finish) and row["on_complete"]
+            callback = CallbackMark("pending") if owes else CallbackMark()
+        return Settled(row["id"], row["attempt"], worker.id, move, callback)
+
+    def lose(self, worker: Claimant) -> int:
+        """Have a worker die and be recovered; return how many runs it had."""
+        return self.write(recover_worker, worker.id, self.rng)
+
+    def claim_callbacks(self, worker: Claimant, count: int = 100, max_losses: int = ANY_LOSSES) -> list[Any]:
+        return self.write(claim_callbacks, worker, count, max_losses)
+
+    # What is there.
+
+    def next_due(self, worker: Claimant, max_losses: int = ANY_LOSSES) -> NextDue:
+        return self.read(next_due, worker, max_losses)
+
+    def status(self, run_id: str, namespace: str = NAMESPACE) -> RunStatus:
+        return self.read(read_status, namespace, run_id)
+
+    def get(self, run_id: str) -> Run:
+        """Return the run as users see it, every worker's row taken for a live one's."""
+        return run_of(*self.read(read_run, NAMESPACE, run_id))
+
+    def row(self, run_id: str) -> dict[str, Any]:
+        """Return all that the run's row says."""
+        (row,) = [row for row in self.system.table("runs") if row["id"] == run_id]
+        return row
+
+    def attempts(self, run_id: str) -> list[dict[str, Any]]:
+        rows = [row for row in self.system.table("attempts") if row["run_id"] == run_id]
+        return sorted(rows, key=lambda row: row["number"])
+
+    def snapshot(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what is committed in all of our tables."""
+        return {name: self.system.table(name) for name in TABLES}

@@ -1,0 +1,261 @@
+"""
+The program that the crash tests run in real processes: an App, functions that do as they are told, a way to die.
+
+An action's n-th attempt does what the n-th item of its argument ``script`` says, the last one for ever; a callback's
+n-th call does what the n-th item of its context says.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import crash_points
+from crash_witness import Witness
+
+from action_retrier import (
+    ActionCtx,
+    App,
+    Call,
+    MutationCtx,
+    RunResult,
+    SyncActionCtx,
+    SyncActionRetrier,
+    _leases,
+    _worker,
+)
+from action_retrier._worker import Worker
+from action_retrier.drivers.sqlite import leases
+
+LOOK_S = 0.01
+"""How often a step that waits for something looks whether it is there."""
+
+LETHAL: dict[str, Callable[[], object]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "abort": os.abort,
+    "segfault": lambda: ctypes.string_at(0),
+}
+"""Steps that end the process."""
+
+QUICK_POLICY: dict[str, Any] = {"initial_backoff_ms": 10, "max_backoff_ms": 100}
+
+
+class Program:
+    """An App on a database file, whose functions leave their traces in the file's directory."""
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+        self.witness = Witness(database.parent)
+        self.app = App(f"sqlite:///{database}")
+        self.retrier = SyncActionRetrier(self.app)
+        self._register_actions()
+        self._register_callbacks()
+
+    def _register_actions(self) -> None:
+        @self.app.action(name="work", **QUICK_POLICY)
+        async def work(ctx: ActionCtx, script: list[str]) -> int:
+            self.witness.tell("begin", ctx.run_id, ctx.attempt)
+            crash_points.reach("action.begin")
+            await self._do(_item(script, ctx.attempt), ctx)
+            return self._end(ctx)
+
+        @self.app.action(name="work_sync", **QUICK_POLICY)
+        def work_sync(ctx: SyncActionCtx, script: list[str]) -> int:
+            self.witness.tell("begin", ctx.run_id, ctx.attempt)
+            crash_points.reach("action.begin")
+            self._do_now(_item(script, ctx.attempt), ctx)
+            return self._end(ctx)
+
+    def _end(self, ctx: ActionCtx | SyncActionCtx) -> int:
+        self.witness.tell("end", ctx.run_id, ctx.attempt)
+        crash_points.reach("action.end")
+        return ctx.attempt
+
+    async def _do(self, step: str, ctx: ActionCtx) -> None:
+        what, _, how_long = step.partition(" ")
+        if what == "hold":
+            await asyncio.Event().wait()
+        elif what == "take":
+            await asyncio.sleep(float(how_long))
+        elif what == "deaf":
+            while not self.released:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(LOOK_S)
+        else:
+            self._do_now(step, ctx)
+
+    def _do_now(self, step: str, ctx: ActionCtx | SyncActionCtx) -> None:
+        what, _, how_long = step.partition(" ")
+        if what in LETHAL:
+            LETHAL[what]()
+        elif what == "raise":
+            self.witness.tell("raise", ctx.run_id, ctx.attempt)
+            raise RuntimeError("told to raise")
+        elif what == "hold":
+            while not ctx.canceled:
+                time.sleep(LOOK_S)
+            ctx.raise_if_canceled()
+        elif what == "deaf":  # does not react to being stopped
+            while not self.released:
+                time.sleep(LOOK_S)
+        elif what in {"take", "block"}:  # to block, in an async action, is to keep the event loop
+            time.sleep(float(how_long))
+        else:
+            assert what == "return", step
+
+    @property
+    def released(self) -> bool:
+        """Whether the test has let the deaf go on."""
+        return (self.witness.folder / "released").exists()
+
+    def _register_callbacks(self) -> None:
+        @self.app.mutation(name="record")
+        def record(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
+            self._record(ctx, run_id, result, context)
+
+        @self.app.mutation(name="record_async")
+        async def record_async(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
+            self._record(ctx, run_id, result, context)
+
+        @self.app.mutation(name="record_shared", isolation="read committed")
+        def record_shared(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
+            self._record(ctx, run_id, result, context)
+
+    def _record(self, ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
+        self.witness.tell("callback", run_id)
+        crash_points.reach("callback.begin")
+        ctx.db.execute("INSERT INTO effects (run_id, outcome) VALUES (?, ?)", (run_id, result.type))
+        step = _item(context, self.witness.count(f"callback-{run_id}"))
+        if step in LETHAL:
+            LETHAL[step]()
+        elif step == "raise":
+            raise RuntimeError("told to raise")
+        crash_points.reach("callback.end")
+
+    def start(self, calls: Iterable[Call]) -> list[str]:
+        """Start runs, all in one transaction."""
+        return self.retrier.run_many(self.app, calls)
+
+    def start_in_own_transaction(self, *script: str, **options: Any) -> str:
+        """Start a run together with an order, in a transaction of the user's own."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            (run_id,) = self.retrier.run_many(connection, [call(*script, **options)])
+            connection.execute("INSERT INTO orders (run_id) VALUES (?)", (run_id,))
+            crash_points.reach("own.before_commit")
+            connection.commit()
+            crash_points.reach("own.after_commit")
+        return run_id
+
+    def close(self) -> None:
+        """Let go of everything."""
+        with self.app:
+            pass
+        self.witness.close()
+
+
+def _item(script: list[str], number: int) -> str:
+    return script[min(number, len(script)) - 1]
+
+
+def call(*script: str, action: str = "work", on_complete: str | None = "record", **options: Any) -> Call:
+    """Return the call that starts a run; ``context`` is the callback's script."""
+    context = options.pop("context", ["return"])
+    return Call(
+        action, {"script": list(script)}, on_complete=on_complete, context=context if on_complete else None, **options
+    )
+
+
+def say(*words: object) -> None:
+    """Tell the test, at once."""
+    print(*words, flush=True)  # noqa: T201 - the test reads it
+
+
+_workers: list[Worker] = []  # of this process
+
+
+def announce_workers() -> None:
+    """Say the id of every incarnation of a worker."""
+    register = Worker._register
+
+    async def announced(self: Worker) -> None:
+        _workers.append(self)
+        await register(self)
+        say("worker", self.id)
+
+    Worker._register = announced
+
+
+def stop_while_claiming() -> None:
+    """Have the worker told to stop when it has claimed its first run, and does not know it yet."""
+    claim_runs = _worker.claim_runs
+
+    def watched(*args: Any) -> Any:
+        claimed = yield from claim_runs(*args)
+        if claimed.runs:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not _workers[0]._stopping:
+                time.sleep(LOOK_S)
+        return claimed
+
+    _worker.claim_runs = watched
+
+
+def set_lease(lease_s: float) -> None:
+    """Make leases shorter, in their usual proportions, to keep tests short."""
+    leases.LEASE_US = round(lease_s * 1_000_000)
+    leases.MARGIN_US = leases.LEASE_US // 5
+    _leases.HEARTBEAT_S = lease_s * 0.3
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("database", type=Path)
+    arguments.add_argument("--die", metavar="POINT", default="")
+    arguments.add_argument("--nth", type=int, default=1)
+    arguments.add_argument("--lease-s", type=float)
+    modes = arguments.add_subparsers(dest="mode", required=True)
+    worker = modes.add_parser("worker")
+    worker.add_argument("--concurrency", type=int, default=100)
+    worker.add_argument("--grace-ms", type=float, default=30_000)
+    worker.add_argument("--queue", action="append")
+    worker.add_argument("--stop-while-claiming", action="store_true")
+    start = modes.add_parser("start")
+    start.add_argument("script", nargs="+")
+    start.add_argument("--own-transaction", action="store_true")
+    modes.add_parser("open")
+    return arguments
+
+
+def main() -> None:
+    """Do what the command line says."""
+    given = parser().parse_args()
+    if given.lease_s is not None:
+        set_lease(given.lease_s)
+    if given.die:
+        crash_points.install(given.die, given.nth)
+    program = Program(given.database)
+    if given.mode == "worker":
+        announce_workers()
+        if given.stop_while_claiming:
+            stop_while_claiming()
+        program.app.run_worker_sync(concurrency=given.concurrency, grace_ms=given.grace_ms, queues=given.queue)
+    elif given.mode == "open":
+        with program.app:
+            say("open")
+    elif given.own_transaction:
+        say("started", program.start_in_own_transaction(*given.script))
+    else:
+        say("started", *program.start([call(*given.script)]))
+
+
+if __name__ == "__main__":
+    main()
