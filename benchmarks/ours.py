@@ -77,7 +77,7 @@ async def latency(path: Path, count: int, *, across: bool) -> list[float]:
         if not across:
             async with app.worker(concurrency=10):
                 return await _latencies(app, retrier, count)
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs on this loop yet
             [sys.executable, "-c", _RUNNER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:

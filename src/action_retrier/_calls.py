@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, get_args
+from typing import Any, Protocol, TypeVar, Unpack, get_args
 
 from ._functions import Action, Bound, Mutation, encode_context
 from ._ids import is_run_id, new_run_id
@@ -15,12 +15,10 @@ from ._signatures import encode_by_name
 from ._statements import Op, Row, Rows
 from ._targets import Targets, refuse_functions
 from ._waiting import Waiting
+from ._worker import Engine
 from .config import logger
 from .errors import RunNotFound
 from .results import CallbackState, Page, Run, RunStatus
-
-if TYPE_CHECKING:
-    from .app import App
 
 T = TypeVar("T")
 
@@ -61,15 +59,21 @@ class Call:
         return f"Call({getattr(self.action, 'name', self.action)!r})"
 
 
+class _App(Protocol):
+    """What an App is asked for again and again."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace it works in."""
+
+
 class Calls:
     """Turns what a caller passes into operations, and finds where they run."""
 
-    def __init__(self, app: "App", options: Mapping[str, Any]) -> None:
-        if not hasattr(app, "_engine"):
-            raise TypeError(f"app must be an App, not {app!r:.80}")
+    def __init__(self, app: _App, engine: Engine, options: Mapping[str, Any]) -> None:
         check_options(options, where="ActionRetrier")
         self._app = app
-        self._engine = app._engine  # noqa: SLF001 - one floor, one house
+        self._engine = engine
         self.database = self._engine.database
         self.targets = Targets(app, self.database)
         self._options = dict(options)

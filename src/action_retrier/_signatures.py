@@ -87,7 +87,9 @@ class Signature:
                 f"{self.name!r} cannot be registered: JSON cannot carry one of its annotations ({_first_line(error)})"
             ) from None
         except PydanticUserError as error:
-            raise NameError(str(error)) from None  # a forward reference inside: tried again at the first use
+            if error.code in {"class-not-fully-defined", "undefined-annotation"}:
+                raise NameError(str(error)) from None  # a forward reference inside: tried again at the first use
+            raise ValueError(f"{self.name!r} cannot be registered: {_first_line(error)}") from None
 
     def encode_arguments(self, args: Mapping[str, Any] | None) -> str:
         """

@@ -281,15 +281,15 @@ class Worker:
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
         claimant, allowance = self._claimant, self._executions.suspects.allowance(self._loop.time())
-        asked_us = self._engine.clock.monotonic_us()
         self._claiming = True
         try:
             claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance))
             if not claimed.registered:
                 await self._register_again(claimant.id)
                 return True
+            claimed_at_us = self._engine.clock.monotonic_us()
             for row in [*claimed.suspects, *claimed.runs]:
-                self._executions.begin(row, self._engine.registry.actions[row["action"]], asked_us)
+                self._executions.begin(row, self._engine.registry.actions[row["action"]], claimed_at_us)
         finally:
             self._claiming = False
             self._changed.set()

@@ -5,22 +5,26 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, Unpack
+from typing import Any, Final, ParamSpec, TypeVar, Unpack
 
 from ._calls import Call, Calls
 from ._functions import Action, Bound, Mutation
 from ._policy import CallOptions, PolicyOptions
 from ._statements import Op
+from .app import App
 from .results import Page, Run, RunResult, RunStatus
-
-if TYPE_CHECKING:
-    from .app import App
 
 T = TypeVar("T")
 P = ParamSpec("P")
 AnyAction = Action[..., ..., Any] | Bound | str
 AnyMutation = Mutation[..., Any] | str
 WRITE_PATIENCE_S: Final = 30.0
+
+
+def _calls(app: App, options: Mapping[str, Any]) -> Calls:
+    if not isinstance(app, App):
+        raise TypeError(f"app must be an App, not {app!r:.80}")
+    return Calls(app, app._engine, options)  # noqa: SLF001 - one floor, one house
 
 
 class ActionRetrier:
@@ -35,8 +39,8 @@ class ActionRetrier:
         ValueError, TypeError: An option is out of range, of the wrong type or unknown.
     """
 
-    def __init__(self, app: "App", **options: Unpack[PolicyOptions]) -> None:
-        self._calls = Calls(app, dict(options))
+    def __init__(self, app: App, **options: Unpack[PolicyOptions]) -> None:
+        self._calls = _calls(app, options)
 
     async def run(
         self,
@@ -296,8 +300,8 @@ class SyncActionRetrier:
         ValueError, TypeError: An option is out of range, of the wrong type or unknown.
     """
 
-    def __init__(self, app: "App", **options: Unpack[PolicyOptions]) -> None:
-        self._calls = Calls(app, dict(options))
+    def __init__(self, app: App, **options: Unpack[PolicyOptions]) -> None:
+        self._calls = _calls(app, options)
 
     @_like(ActionRetrier.run)
     def run(

@@ -85,7 +85,7 @@ def test_ids_and_states_are_whole_at_any_width_and_lines_fit(run, shop, columns)
         [ids[1], "succeeded"],
         [ids[0], "pending"],
     ]
-    assert max(map(len, said.out.splitlines())) <= max(columns or 1000, 58)
+    assert max(map(len, said.out.splitlines())) <= max(columns or 1000, 60)
     assert "\x1b" not in said.out
     if columns is None:
         assert name in said.out

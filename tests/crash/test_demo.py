@@ -15,7 +15,7 @@ from action_retrier.demo.run import Demo
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
-DEMO = [sys.executable, "-m", "action_retrier.demo"]
+DEMO = [sys.executable, "-m", "action_retrier", "demo"]
 
 
 def test_the_demo_holds_and_keeps_what_it_is_asked_to(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_the_demo_holds_and_keeps_what_it_is_asked_to(tmp_path, monkeypatch):
     verdict = json.loads(done.stdout)
 
     assert [check for check in verdict["checks"] if not check["ok"]] == []
-    assert (done.returncode, verdict["ok"], done.stderr) == (0, True, "")
+    assert (done.returncode, verdict["ok"]) == (0, True)
     figures = verdict["figures"]
     assert (figures["events"], figures["rolledBack"], figures["failedForGood"], figures["canceled"]) == (
         427,

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 RUNS = 2000
 KILLS = 50
 WORKERS = 4
+CONCURRENCY = 10
 MEDIAN_S = 2
 MAX_S = 11
 
@@ -59,13 +60,13 @@ def test_a_storm_of_kills_loses_nothing(scene, capsys):
     rng = random.Random(seed)
     started_at = time.monotonic()
     scene.prepare()
-    options = ("--concurrency", 20)
+    options = ("--concurrency", CONCURRENCY)
     workers = [scene.worker(*options) for _ in range(WORKERS)]
-    for worker in workers:
-        worker.wait_for("worker")
     killed_at_us = {}
 
     for number in range(KILLS):
+        for worker in workers:  # the next one dies when the fleet is whole again
+            worker.wait_for("worker")
         scene.start(*[some_call(rng) for _ in range(RUNS // KILLS)])
         victim = rng.choice(eventually(lambda: executing(scene, workers), what="somebody executes something"))
         killed_at_us[victim.pid] = victim.kill()

@@ -968,7 +968,6 @@ def test_a_run_survives_the_crash_of_its_worker(scripts):
 
 
 @pytest.mark.crash
-@pytest.mark.slow
 def test_a_run_that_kills_its_worker_every_time_fails_in_the_end(scripts):
     """At most `max_failures + 1` executions, lost ones included: the run ends as failed, `WorkerLost`."""
     scripts.write(

@@ -9,12 +9,13 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+_LEAST = 60
 _WIDE = 10_000  # what is piped is not wrapped: a line a row, whatever its length
 
 
 def width() -> int:
-    """Return how wide a line may be."""
-    return shutil.get_terminal_size((_WIDE, 24)).columns
+    """Return how wide a line may be; at least so that the ids of a table are whole."""
+    return max(shutil.get_terminal_size((_WIDE, 24)).columns, _LEAST)
 
 
 def put(*parts: RenderableType) -> None:

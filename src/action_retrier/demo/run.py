@@ -135,8 +135,8 @@ class Demo:
 
 def start_worker(children: Children, number: int) -> Child:
     """Start one worker, as a user would."""
-    code = f"from action_retrier.demo.app import app; app.run_worker_sync(concurrency={CONCURRENCY})"
-    return children.start(f"worker {number}", "-c", code)
+    arguments = ("worker", "action_retrier.demo.app:app", "--concurrency", str(CONCURRENCY))
+    return children.start(f"worker {number}", "-m", "action_retrier", *arguments)
 
 
 def dismiss(shop: Child, receiver: Child, workers: list[Child], display: Display) -> Iterator[str]:

@@ -139,7 +139,7 @@ class Watch:
         lines = self._shop.lines[self._journal_read :]
         self._journal_read += len(lines)
         for doing, count in Counter(filter(None, map(describe, lines))).items():
-            self._display.happened(f"{count} {doing}")
+            self._display.happened(doing if count == 1 else f"{doing} ({count} times)")
 
     def _tell_failing_callbacks(self, runs: list[Run]) -> None:
         for run in runs:
@@ -153,8 +153,8 @@ def describe(line: str) -> str | None:
     """What one line of the shop's journal tells, if it is out of the ordinary."""
     entry = json.loads(line)
     if "cancel" in entry:
-        return f"canceled when {entry['state']}, told {entry['answer']}"
-    return None if entry["committed"] else "rolled back, the order and its webhook"
+        return f"cancel of a {entry['state']} run: {entry['answer']}"
+    return None if entry["committed"] else "an order rolled back, and its webhook with it"
 
 
 def is_in_progress(run: Run) -> bool:

@@ -18,6 +18,7 @@ Check = tuple[str, Literal["ok", "warning", "error"], str]
 
 _LARGE_WAL_BYTES = 64 * 1024 * 1024
 _CHECK_LIMIT_S = 5.0
+_STEPS = 10_000  # of SQLite's virtual machine, between two looks at the time
 _BUSY_TIMEOUT_S = 5.0
 _NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d?|cifs|smb\d?|smbfs|9p|virtiofs|afs|ceph|glusterfs|lustre|beegfs|gpfs|davfs|"
@@ -99,7 +100,7 @@ def _check_integrity(connection: sqlite3.Connection, path: Path) -> Check:
     """Look for damage, for a few seconds at most: a large file takes minutes."""
     what = "integrity"
     until = time.monotonic() + _CHECK_LIMIT_S
-    connection.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    connection.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
     try:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
