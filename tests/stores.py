@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
@@ -33,6 +36,8 @@ SYSTEMS = ["sqlite"]
 """Database systems; a test of the store runs on each."""
 COLOURS = ["sync", "async"]
 NAMESPACE = "default"
+LIMIT_S = 30.0
+"""How long any single wait may take before its test fails."""
 TABLES = ("runs", "attempts", "workers")
 
 
@@ -53,6 +58,9 @@ class System(Protocol):
 
     def notes(self) -> list[str]:
         """Return what is committed in it."""
+
+    def waiting(self, database: Database) -> int:
+        """Return how many writes wait for their turn on *database*."""
 
     def close(self) -> None:
         """Close what tests have opened."""
@@ -99,6 +107,10 @@ class SqliteSystem:
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
 
+    def waiting(self, database: Any) -> int:
+        """Return how many writes wait for the writing connection."""
+        return len(database._writer._queue)
+
     def close(self) -> None:
         """Close what tests have opened."""
         for one in reversed(self._opened):
@@ -109,6 +121,29 @@ def open_system(name: str, folder: Path) -> System:
     """Return a fresh database of the system *name*."""
     assert name in SYSTEMS
     return SqliteSystem(folder)
+
+
+def in_thread(call: Callable[..., Any], *args: Any) -> "Future[Any]":
+    """Make a call in a thread of its own; what comes of it is in the future."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    """Wait for something that no signal tells of; a test whose wait takes too long fails."""
+    pause = threading.Event()
+    give_up_at = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert time.monotonic() < give_up_at, "this did not become true in time"
+        pause.wait(0.001)
 
 
 class OpenTransaction:
@@ -177,6 +212,19 @@ class Store:
         if self._loop is None:
             return self.database.read_sync(lambda: op(*args, **kwargs))
         return self.wait(self.database.read(lambda: op(*args, **kwargs)))
+
+    def write_together(self, *makes: Callable[[], Op[Any]]) -> list[Any]:
+        """Write operations that wait for their turn at the same time; return results, or what they raised."""
+        if self._loop is None:
+            with self.transaction():
+                ended = [in_thread(self.database.write_sync, make) for make in makes]
+                until(lambda: self.system.waiting(self.database) == len(makes))
+            return [one.exception(LIMIT_S) or one.result() for one in ended]
+        with self.transaction():
+            tasks = [self._loop.create_task(self.database.write(make)) for make in makes]
+            while self.system.waiting(self.database) < len(makes):
+                self.wait(asyncio.sleep(0))
+        return self.wait(asyncio.gather(*tasks, return_exceptions=True))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[OpenTransaction]:

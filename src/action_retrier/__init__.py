@@ -4,6 +4,7 @@ from ._calls import Call
 from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
 from ._functions import Action, Bound, Mutation
 from ._policy import RetryPolicy
+from ._sync_retrier import SyncActionRetrier
 from .app import App
 from .errors import (
     DatabaseUnavailable,
@@ -37,7 +38,7 @@ from .results import (
     from_json,
     to_json,
 )
-from .retrier import ActionRetrier, SyncActionRetrier
+from .retrier import ActionRetrier
 
 __all__ = [
     "Action",

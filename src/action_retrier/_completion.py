@@ -30,7 +30,8 @@ class Report:
 
     Attributes:
         on_complete: Name of the callback that the run owes once it ends; empty without one.
-        suspect: Its last attempt died with its worker, so the outcome is committed before the callback is tried.
+        losses: Attempts in a row that died with their worker before this one. Any, and the outcome is committed
+            before the callback is tried, which may have been what killed them.
     """
 
     run_id: str
@@ -40,18 +41,18 @@ class Report:
     on_complete: str = ""
     context: str | None = None
     progress: tuple[float, str] | None = None
-    suspect: bool = False
+    losses: int = 0
 
     @property
     def calls_back(self) -> bool:
         """Whether this end is one that the callback should share its transaction with."""
-        return isinstance(self.move, Finish) and bool(self.on_complete) and not self.suspect
+        return isinstance(self.move, Finish) and bool(self.on_complete) and not self.losses
 
     def settled(self, callback: CallbackMark | None = None) -> Settled:
         """Return what is written, with the callback as it turned out."""
         if callback is None:
             owes = isinstance(self.move, Finish) and self.on_complete
-            callback = CallbackMark("pending") if owes else CallbackMark()
+            callback = CallbackMark("pending", losses=self.losses) if owes else CallbackMark()
         return Settled(self.run_id, self.attempt, self.worker, self.move, callback, self.progress)
 
 
@@ -83,7 +84,9 @@ class Completion:
             try:
                 async with self._database.transaction() as transaction:
                     owned = [await self._complete_in(transaction, report) for report in shared]
-            except Exception as error:  # noqa: BLE001 - whatever it was, each is tried alone
+            except BaseException as error:
+                if _is_being_canceled():
+                    raise
                 logger.info("a shared transaction of callbacks failed; each is done alone (%s)", type(error).__name__)
             else:
                 for report, is_owned in zip(shared, owned, strict=True):
@@ -96,8 +99,8 @@ class Completion:
         try:
             with transaction.savepoint():
                 return await self._finish_and_call(transaction, report)
-        except Exception as error:
-            if not transaction.is_open:
+        except BaseException as error:
+            if not transaction.is_open or _is_being_canceled():
                 raise
             return bool(await transaction.run(apply_moves([report.settled(self._postponed(report, error))])))
 

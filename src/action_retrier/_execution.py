@@ -135,6 +135,9 @@ class Executions:
 
     async def _execute(self, execution: Execution) -> Outcome:
         execution.begun = True
+        if execution.attempted.losses:
+            # Again: its probation counts from here, however long the event loop was busy.
+            self.suspects.start(execution.key, execution.attempted.losses, asyncio.get_running_loop().time())
         row, policy = execution.row, execution.attempted.policy
         if policy.attempt_timeout_ms is not None:
             self._limit(execution, to_us(policy.attempt_timeout_ms), "timed_out")

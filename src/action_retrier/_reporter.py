@@ -64,7 +64,7 @@ class Reporter:
             row["on_complete"],
             row["context"],
             execution.signals.progress,
-            suspect=row["losses"] > 0,
+            losses=row["losses"],
         )
         self._unsettled += 1
         if report.calls_back:

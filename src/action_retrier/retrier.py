@@ -1,11 +1,10 @@
-"""`ActionRetrier` and `SyncActionRetrier`: the same calls in two colours."""
+"""`ActionRetrier`: what users call."""
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final, ParamSpec, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 from ._calls import Call, Calls
 from ._functions import Action, Bound, Mutation
@@ -15,13 +14,13 @@ from .app import App
 from .results import Page, Run, RunResult, RunStatus
 
 T = TypeVar("T")
-P = ParamSpec("P")
 AnyAction = Action[..., ..., Any] | Bound | str
 AnyMutation = Mutation[..., Any] | str
 WRITE_PATIENCE_S: Final = 30.0
 
 
-def _calls(app: App, options: Mapping[str, Any]) -> Calls:
+def make_calls(app: App, options: Mapping[str, Any]) -> Calls:
+    """Check what a retrier is made of. Raises TypeError or ValueError."""
     if not isinstance(app, App):
         raise TypeError(f"app must be an App, not {app!r:.80}")
     return Calls(app, app._engine, options)  # noqa: SLF001 - one floor, one house
@@ -40,7 +39,7 @@ class ActionRetrier:
     """
 
     def __init__(self, app: App, **options: Unpack[PolicyOptions]) -> None:
-        self._calls = _calls(app, options)
+        self._calls = make_calls(app, options)
 
     async def run(
         self,
@@ -276,167 +275,3 @@ class ActionRetrier:
         if target is None:
             return await self._calls.database.read(make)
         return await target.run(make())
-
-
-def _like(twin: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Give a method the docstring of its twin: one text for both colours."""
-
-    def decorate(method: Callable[P, T]) -> Callable[P, T]:
-        method.__doc__ = twin.__doc__
-        return method
-
-    return decorate
-
-
-class SyncActionRetrier:
-    """
-    `ActionRetrier` for programs without an event loop: the same names and promises, and its calls block.
-
-    Args:
-        app: The database and the functions.
-        options: Defaults of this retrier's runs, see `RetryPolicy`.
-
-    Raises:
-        ValueError, TypeError: An option is out of range, of the wrong type or unknown.
-    """
-
-    def __init__(self, app: App, **options: Unpack[PolicyOptions]) -> None:
-        self._calls = _calls(app, options)
-
-    @_like(ActionRetrier.run)
-    def run(
-        self,
-        ctx: object,
-        action: AnyAction,
-        args: Mapping[str, Any] | None = None,
-        *,
-        on_complete: AnyMutation | None = None,
-        context: object = None,
-        **options: Unpack[CallOptions],
-    ) -> str:
-        start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
-        return run_id
-
-    @_like(ActionRetrier.run_at)
-    def run_at(
-        self,
-        ctx: object,
-        when: datetime | float,
-        action: AnyAction,
-        args: Mapping[str, Any] | None = None,
-        *,
-        on_complete: AnyMutation | None = None,
-        context: object = None,
-        **options: Unpack[CallOptions],
-    ) -> str:
-        call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_at(ctx, when, call)
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
-        return run_id
-
-    @_like(ActionRetrier.run_after)
-    def run_after(
-        self,
-        ctx: object,
-        delay_ms: float,
-        action: AnyAction,
-        args: Mapping[str, Any] | None = None,
-        *,
-        on_complete: AnyMutation | None = None,
-        context: object = None,
-        **options: Unpack[CallOptions],
-    ) -> str:
-        call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_after(ctx, delay_ms, call)
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
-        return run_id
-
-    @_like(ActionRetrier.run_many)
-    def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
-        starts = self._calls.start_many(ctx, calls)
-        return self._write(ctx, lambda: self._calls.start_op(starts))
-
-    @_like(ActionRetrier.status)
-    def status(self, ctx: object, run_id: str) -> RunStatus:
-        return self._read(ctx, lambda: self._calls.status(run_id))
-
-    @_like(ActionRetrier.wait)
-    def wait(self, ctx: object, run_id: str, *, timeout_ms: float | None = None) -> RunResult:
-        self._calls.targets.refuse_to_wait(ctx, "sync")
-        event = threading.Event()
-        with self._calls.waiting(event.set, run_id, timeout_ms) as waiting:
-            while (result := waiting.result_of(self._read(ctx, lambda: self._calls.status(run_id)))) is None:
-                event.wait(waiting.pause_s())
-                event.clear()
-            return result
-
-    @_like(ActionRetrier.get)
-    def get(self, ctx: object, run_id: str) -> Run:
-        return self._calls.run_of(*self._read(ctx, lambda: self._calls.get(run_id)))
-
-    @_like(ActionRetrier.list)
-    def list(
-        self,
-        ctx: object,
-        *,
-        state: str | None = None,
-        action: AnyAction | None = None,
-        queue: str | None = None,
-        callback: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page:
-        asked = self._calls.listing(
-            state=state, action=action, queue=queue, callback=callback, limit=limit, cursor=cursor
-        )
-        return self._calls.page_of(limit, *self._read(ctx, asked))
-
-    @_like(ActionRetrier.cancel)
-    def cancel(self, ctx: object, run_id: str) -> bool:
-        return self._write(ctx, lambda: self._calls.cancel(run_id))
-
-    @_like(ActionRetrier.cancel_all)
-    def cancel_all(
-        self,
-        ctx: object,
-        *,
-        action: AnyAction | None = None,
-        queue: str | None = None,
-        everything: bool = False,
-    ) -> int:
-        which = self._calls.which("cancel_all", action=action, queue=queue, everything=everything)
-        return self._write(ctx, lambda: self._calls.cancel_all(which))
-
-    @_like(ActionRetrier.cleanup)
-    def cleanup(self, ctx: object, run_id: str, *, discard_callback: bool = False) -> None:
-        discarded = self._write(ctx, lambda: self._calls.cleanup(run_id, discard_callback=discard_callback))
-        self._calls.tell_of_discarded(run_id, discarded=discarded)
-
-    @_like(ActionRetrier.retry)
-    def retry(self, ctx: object, run_id: str) -> str:
-        return self._write(ctx, lambda: self._calls.retry(run_id))
-
-    @_like(ActionRetrier.retry_all)
-    def retry_all(
-        self,
-        ctx: object,
-        *,
-        action: AnyAction | None = None,
-        queue: str | None = None,
-        everything: bool = False,
-    ) -> int:
-        which = self._calls.which("retry_all", action=action, queue=queue, everything=everything)
-        return self._write(ctx, lambda: self._calls.retry_all(which))
-
-    def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.targets.find(ctx, "sync", writes=True)
-        if target is None:
-            return self._calls.database.write_sync(make, patience_s=WRITE_PATIENCE_S)
-        return target.run_sync(make())
-
-    def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:
-        target = self._calls.targets.find(ctx, "sync", writes=False)
-        if target is None:
-            return self._calls.database.read_sync(make)
-        return target.run_sync(make())

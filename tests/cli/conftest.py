@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from action_retrier import App, SyncActionRetrier
+from action_retrier import App, Run, RunStatus, SyncActionRetrier
 from action_retrier.cli.commands import cli
 from action_retrier.testing import ManualClock
 
@@ -56,6 +56,7 @@ def until_stopped(ctx: SyncActionCtx) -> None:
     while not ctx.canceled:
         threading.Event().wait(0.01)
     print("gave way", flush=True)
+    ctx.raise_if_canceled()
 
 
 @app.action
@@ -191,6 +192,33 @@ def shop() -> Iterator[Shop]:
         yield shop
 
 
+class Retrier:
+    """Starts runs by name for the workers of `job.py`, in real time."""
+
+    def __init__(self) -> None:
+        self.app = App("sqlite:///job.db")
+        self._calls = SyncActionRetrier(self.app)
+
+    def start(self, action: str, args: dict[str, Any] | None = None, **options: Any) -> str:
+        return self._calls.run(self.app, action, args, **options)
+
+    def wait(self, run_id: str) -> Any:
+        return self._calls.wait(self.app, run_id, timeout_ms=LIMIT_S * 1000)
+
+    def get(self, run_id: str) -> Run:
+        return self._calls.get(self.app, run_id)
+
+    def status(self, run_id: str) -> RunStatus:
+        return self._calls.status(self.app, run_id)
+
+
+@pytest.fixture
+def retrier() -> Iterator[Retrier]:
+    retrier = Retrier()
+    with retrier.app:
+        yield retrier
+
+
 class Process:
     """A real process whose lines are heard as they come."""
 
@@ -203,6 +231,7 @@ class Process:
         self._readers = [
             threading.Thread(target=self._read, args=(stream, lines), daemon=True)
             for stream, lines in ((process.stdout, self.out), (process.stderr, self.err))
+            if stream is not None
         ]
         for reader in self._readers:
             reader.start()
@@ -216,11 +245,11 @@ class Process:
             self._heard.notify_all()
 
     def hear(self, pattern: str, count: int = 1) -> list[str]:
-        """Wait until so many lines match, and return what they have in the pattern's group, or whole."""
+        """Wait until so many lines match, and return what is in the pattern's group; without one, the lines."""
 
         def found() -> list[str]:
             matches = [re.search(pattern, line) for line in [*self.out, *self.err]]
-            return [match[match.re.groups] for match in matches if match]
+            return [match[1] if match.re.groups else match.string for match in matches if match]
 
         with self._heard:
             heard = self._heard.wait_for(lambda: len(found()) >= count, LIMIT_S)
@@ -257,10 +286,8 @@ def start(folder: Path) -> Iterator[Start]:
             [sys.executable, "-m", "action_retrier", *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            **options,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
         )
         processes.append(Process(process))
         return processes[-1]

@@ -56,7 +56,7 @@ class Bench:
         move = settle(attempted, outcome, self.store.rng)
         suspect = row["losses"] > 0
         return Report(
-            row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], suspect=suspect
+            row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], losses=int(suspect)
         )
 
     def state(self, row: Any) -> tuple[str, str, int]:

@@ -3,6 +3,7 @@
 import enum
 import importlib
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -70,6 +71,14 @@ class Size(TypedDict):
 class Point(NamedTuple):
     x: int
     y: int
+
+
+class NoNumber(enum.Enum):
+    NAN = math.nan
+
+
+class Reading(BaseModel):
+    value: float
 
 
 ORDER = Order(id=ORDER_UUID, placed_at=NOON, items=[Item(sku="a", count=2)])
@@ -394,6 +403,14 @@ async def test_a_value_that_json_cannot_carry_is_refused(api, value, how):
         (float, math.inf),
         (list[float], [1.0, math.nan]),
         (Decimal, Decimal("NaN")),
+        (deque[float], deque([math.nan])),
+        (tuple[float, ...], (1.0, math.inf)),
+        (dict[str, Any], {"a": deque([math.nan])}),
+        (NoNumber, NoNumber.NAN),
+        (Reading, Reading(value=math.nan)),
+        (Any, Reading(value=math.nan)),
+        (Any, Address("Main St", ["\ud800"])),
+        (float | None, math.nan),
         (str, "a\0b"),
         (str, "\ud800"),
         (list[str], ["\0"]),

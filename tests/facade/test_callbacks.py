@@ -351,7 +351,10 @@ async def test_a_callback_that_cleans_up_its_own_run_does_no_harm(api, note):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("broken"), SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), sqlite3.OperationalError("x")],
+    [
+        *(ValueError("broken"), SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), StopIteration(5)),
+        *(GeneratorExit(), sqlite3.OperationalError("x")),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_callback_that_raises_is_tried_again_until_it_commits(api, note, error):
@@ -575,6 +578,54 @@ async def test_callbacks_of_either_isolation_count_once(api, note, isolation):
     async with api.worker() as worker:
         await worker.until_idle()
     assert sorted(api.notes()) == [f"{number:02}" for number in range(20) if number != 7]
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopIteration], ids=lambda error: error.__name__
+)
+async def test_a_callback_that_would_end_a_program_spoils_no_neighbour(sync_api, note, error):
+    """Whatever one of several callbacks raises: it is tried again, the others commit, and the worker lives on."""
+    api = sync_api  # whose worker has a thread of its own: what escapes from it does not end the tests
+    done = api.scripted("done")
+    tries: list[int] = []
+
+    @api.app.mutation(name="called_back", isolation="read committed")
+    def callback(ctx: MutationCtx, context: int) -> None:
+        note(ctx, f"{context:02}")
+        if context == 5:
+            tries.append(1)
+            if len(tries) < 4:
+                raise error
+
+    run_ids = await api.run_many(
+        api.app, [Call(done.action, on_complete=callback, context=number) for number in range(12)]
+    )
+    async with api.worker() as worker:
+        for run_id in run_ids:
+            await settled(api, worker, run_id)
+    assert sorted(api.notes()) == [f"{number:02}" for number in range(12)]
+    assert done.executions == 12
+
+
+async def test_a_callback_that_cancels_its_own_task_counts_as_raising(api, note):
+    """If the callback raises, the callback alone is tried again: its own `CancelledError` is no stop of the worker."""
+    done = api.scripted("done")
+    tries: list[int] = []
+
+    @api.app.mutation(name="called_back")
+    async def callback(ctx: MutationCtx) -> None:
+        tries.append(1)
+        note(ctx, f"try {len(tries)}")
+        if len(tries) < 3:
+            asyncio.current_task().cancel()
+            await asyncio.get_running_loop().create_future()
+
+    run_id = await api.run(api.app, done.action, on_complete=callback)
+    async with api.worker() as worker:
+        await settled(api, worker, run_id)
+        other = await api.run(api.app, done.action)
+        assert await api.result(worker, other) == Success(return_value="done")
+    assert api.notes() == ["try 3"]
 
 
 @pytest.mark.parametrize("way_out", ["commit", "rollback", "executescript", "execute"])

@@ -17,6 +17,7 @@ from action_retrier import (
     Canceled,
     Completed,
     Failed,
+    IdempotencyConflict,
     InProgress,
     InvalidContext,
     MutationCtx,
@@ -146,6 +147,23 @@ async def test_a_transaction_sees_what_it_has_started(api, holder):
         assert (await api.get(handle, run_id)).state == "pending"
         assert [run.id for run in (await api.list(handle)).runs] == [run_id]
         assert await api.run(handle, done.action, {}, idempotency_key="k") == run_id
+
+
+async def test_a_conflict_inside_a_transaction_stores_nothing_of_its_call(api, holder, note):
+    """With other args `IdempotencyConflict`, nothing stored: also if the user catches it and commits."""
+
+    @api.app.action(name="charge")
+    def charge(order_id: int) -> None: ...
+
+    first = await api.run(api.app, charge, {"order_id": 1}, idempotency_key="k")
+    async with open_transaction(api, holder) as handle:
+        await api.call(note, handle, "mine")
+        calls = [Call(charge, {"order_id": 7}), Call(charge, {"order_id": 2}, idempotency_key="k")]
+        with pytest.raises(IdempotencyConflict):
+            await api.run_many(handle, calls)
+        second = await api.run(handle, charge, {"order_id": 8})
+    assert api.notes() == ["mine"]
+    assert {run.id for run in await api.all_runs()} == {first, second}
 
 
 async def test_a_rolled_back_idempotency_key_is_free(api, holder):

@@ -663,6 +663,41 @@ async def test_a_wrong_option_is_refused_when_a_run_is_started(api, name, value)
     assert await api.all_runs() == []
 
 
+HUGE = [
+    *("initial_backoff_ms", "base", "max_failures", "max_backoff_ms", "attempt_timeout_ms", "deadline_ms"),
+    *("jitter", "priority"),
+]
+
+
+@pytest.mark.parametrize("value", [10**30, 10**400, 1e308], ids=["10**30", "10**400", "1e308"])
+@pytest.mark.parametrize("name", HUGE)
+async def test_a_huge_value_is_refused_by_name_or_harmless(api, name, value):
+    """`ValueError` / `TypeError` naming the option, or a run that ends as any other: never an overflow later on."""
+    flaky = api.scripted(ValueError("once"), ValueError("twice"), "done", max_failures=2, initial_backoff_ms=1)
+    try:
+        run_id = await api.run(api.app, flaky.action, **{name: value})
+    except (ValueError, TypeError) as error:
+        assert name in str(error)  # noqa: PT017 - either is right
+        assert await api.all_runs() == []
+        return
+    step_ms = 2 * YEAR_MS if name in {"initial_backoff_ms", "base"} else 60_000
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id, step_ms=step_ms) == Success(return_value="done")
+    await api.get(api.app, run_id)
+
+
+@pytest.mark.parametrize("name", ["deadline_ms", "attempt_timeout_ms", "initial_backoff_ms"])
+async def test_a_run_with_a_huge_limit_can_be_retried(api, name):
+    """Whatever limit was accepted at the start does no harm when the run starts afresh."""
+    flaky = api.scripted(ValueError("once"), "done", max_failures=0)
+    run_id = await api.run(api.app, flaky.action, **{name: 10**18})
+    async with api.worker() as worker:
+        assert isinstance(await api.result(worker, run_id), Failed)
+        await api.retry(api.app, run_id)
+        assert await api.result(worker, run_id) == Success(return_value="done")
+    await api.get(api.app, run_id)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("max_failures", -1), ("base", NAN), ("jitter", -0.25), ("deadline_ms", "soon")]
 )

@@ -574,6 +574,26 @@ async def test_a_run_for_later_begins_at_its_time_and_not_before(api, way):
         assert done.executions == 1
 
 
+async def test_a_run_that_is_not_due_is_not_taken_along_with_one_that_is(api):
+    """No attempt starts before its time, not even by a millisecond, and not because the worker looks anyway."""
+    executed = []
+
+    @api.app.action(name="work")
+    def work(name: str) -> None:
+        executed.append(name)
+
+    await api.run_after(api.app, 1_000, work, {"name": "later"})
+    async with api.worker() as worker:
+        api.clock.advance(999)
+        for number in range(3):
+            await api.run(api.app, work, {"name": f"now {number}"})
+            await worker.until_idle()
+        assert executed == ["now 0", "now 1", "now 2"]
+        api.clock.advance(1)
+        await worker.until_idle()
+    assert executed == ["now 0", "now 1", "now 2", "later"]
+
+
 @pytest.mark.parametrize("when", [timedelta(days=-1), timedelta(milliseconds=-1), timedelta(0)])
 async def test_the_past_means_now(api, when):
     """... the past means now."""
@@ -637,6 +657,32 @@ async def test_a_wrong_delay_is_refused(api, delay_ms):
     with pytest.raises((ValueError, TypeError), match="delay_ms"):
         await api.run_after(api.app, delay_ms, done.action)
     assert await api.all_runs() == []
+
+
+@pytest.mark.parametrize("far", [10**15, 10**30, 10**400, 1e308], ids=["10**15", "10**30", "10**400", "1e308"])
+@pytest.mark.parametrize("verb", ["run_at", "run_after"])
+async def test_a_time_beyond_the_calendar_is_refused_or_waits(api, verb, far):
+    """A `ValueError`, or a run that waits and can be read and canceled like any other."""
+    done = api.scripted("done")
+    try:
+        run_id = await getattr(api, verb)(api.app, far, done.action)
+    except ValueError:
+        assert await api.all_runs() == []
+        return
+    async with api.worker() as worker:
+        await worker.until_idle()
+    run = await api.get(api.app, run_id)
+    assert (run.state, done.executions) == ("pending", 0)
+    assert run.due_at > api.clock.now()
+    assert await api.cancel(api.app, run_id) is True
+
+
+async def test_the_last_moment_of_the_calendar_is_a_time(api):
+    """`when`: an aware datetime, any one."""
+    done = api.scripted("done")
+    run_id = await api.run_at(api.app, datetime.max.replace(tzinfo=UTC), done.action)
+    assert (await api.get(api.app, run_id)).due_at.year == 9999
+    assert [run.id for run in await api.all_runs()] == [run_id]
 
 
 async def test_run_many_starts_all_in_order(api):
@@ -814,10 +860,11 @@ async def test_a_worker_never_takes_a_run_whose_callback_it_does_not_know(api, n
     """A worker never takes a run whose action, *or whose callback*, it does not know."""
     done = api.scripted("done")
     run_id = await api.run(api.app, done.action, on_complete="nobody.knows")
+    await api.run(api.app, done.action)
     async with api.worker() as worker:
         await worker.until_idle()
         run = await api.get(api.app, run_id)
-        assert (run.state, run.blocked_by, done.executions) == ("pending", "nobody.knows", 0)
+        assert (run.state, run.blocked_by, done.executions) == ("pending", "nobody.knows", 1)
 
     async with api.sibling() as newer:
         newer.scripted("done")

@@ -94,6 +94,18 @@ def is_complete(database: Path, run_ids: Iterable[str]) -> bool:
     return count == 0
 
 
+def is_quiet(database: Path) -> bool:
+    """Tell whether every run there is has ended and called back; cheap, however many there are."""
+    with connected(database) as connection:
+        (count,) = connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'pending' AND losses = 0)"
+            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'pending' AND losses > 0)"
+            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'running')"
+            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE callback_state = 'pending')"
+        ).fetchone()
+    return count == 0
+
+
 def tell_stories(database: Path) -> dict[str, Story]:
     """Read what happened to every run, from one state of the database."""
     known = len(read_log(database.parent))

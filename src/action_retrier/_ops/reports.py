@@ -18,12 +18,14 @@ class CallbackMark:
         tries: Tries made so far.
         delay_us: A pending one is due after this.
         error: What the last try raised.
+        losses: Workers in a row that it may have cost: above 0 it is called apart from other suspects.
     """
 
     state: str = "none"
     tries: int = 0
     delay_us: int = 0
     error: str | None = None
+    losses: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def _finish(one: Settled, move: Finish) -> dict[str, object]:
             "callback_tries": one.callback.tries,
             "callback_delay": one.callback.delay_us,
             "callback_error": one.callback.error,
+            "callback_losses": one.callback.losses,
         }
     return row | _progress(one)
 

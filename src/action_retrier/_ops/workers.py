@@ -62,7 +62,8 @@ def recover_worker(worker: str, rng: Random) -> Op[int]:
 def _settle_lost(row: Row, worker: str, rng: Random) -> Settled:
     attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
     move = settle(attempted, WorkerLost(worker), rng)
-    callback = CallbackMark("pending") if isinstance(move, Finish) and row["on_complete"] else CallbackMark()
+    owes = isinstance(move, Finish) and row["on_complete"]
+    callback = CallbackMark("pending", losses=row["losses"] + 1) if owes else CallbackMark()
     return Settled(row["id"], row["attempt"], worker, move, callback)
 
 

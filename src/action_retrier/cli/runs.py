@@ -8,7 +8,7 @@ import typer
 from .._lifecycle import State
 from ..app import App
 from ..results import Completed, Failed, RunStatus, Success, to_json
-from ..retrier import SyncActionRetrier
+from .._sync_retrier import SyncActionRetrier
 from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
 from .options import (

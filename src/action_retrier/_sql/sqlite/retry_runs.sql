@@ -4,7 +4,8 @@
 UPDATE action_retrier_runs
    SET due_at = CAST(:now AS INTEGER),
        deadline_at = CASE state WHEN 'pending' THEN deadline_at
-                     ELSE CAST(:now AS INTEGER) + CAST(json_extract(options, '$.deadline_ms') * 1000 AS INTEGER) END,
+                     ELSE CAST(:now AS INTEGER) + CAST(min(json_extract(options, '$.deadline_ms'), 31536000000000) * 1000
+                                                       AS INTEGER) END, -- a thousand years at most, as at the start
        failures = CASE state WHEN 'pending' THEN failures ELSE 0 END,
        losses = CASE state WHEN 'pending' THEN losses ELSE 0 END,
        first_started_at = CASE state WHEN 'pending' THEN first_started_at END,

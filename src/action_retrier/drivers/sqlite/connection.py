@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable
 
 BUSY_TIMEOUT_S = 30
+ISOLATION: Final = "IMMEDIATE"
 OLDEST_SQLITE = (3, 35, 0)  # RETURNING, UPDATE FROM, MATERIALIZED
 
 _REMEDIES = {
@@ -44,8 +45,15 @@ def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection
 
     Never sets ``mmap_size``: a mapped file turns another process's truncation into a SIGBUS.
     """
+    # Our transactions are begun explicitly. On the writing connection a level is set all the same: where user code
+    # makes SQLite roll back (INSERT OR ROLLBACK), Python then begins a transaction before the next write instead of
+    # letting it commit by itself, and that BEGIN is denied by the guard.
     connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
+        path,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=ISOLATION if writes else None,
+        check_same_thread=False,
+        cached_statements=256,
     )
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -1,6 +1,7 @@
 """A transaction of ours that user code borrows, and the guard that keeps it ours."""
 
 import contextlib
+import secrets
 import sqlite3
 import threading
 import time
@@ -10,12 +11,15 @@ from typing import Literal, TypeVar
 
 from ..._clock import Clock
 from ..._statements import Op, Rows, Statement, adrive, drive
-from .connection import execute, translated
+from .connection import ISOLATION, execute, translated
 
 T = TypeVar("T")
 Decision = Literal["commit", "rollback", "abandon"]
 
 _OUR_SAVEPOINTS = "action_retrier_"
+# Their texts wait in the statement cache, compiled: user code must not be able to write the same.
+_NAME = f"{_OUR_SAVEPOINTS}{secrets.token_hex(8)}"
+_SAVEPOINT, _ROLLBACK_TO, _RELEASE = f"SAVEPOINT {_NAME}", f"ROLLBACK TO {_NAME}", f"RELEASE {_NAME}"
 _EXPEL_TRIES = 100
 _EXPEL_PAUSE_S = 0.01
 
@@ -37,6 +41,10 @@ class Guard:
     def _authorize(self, action: int, what: str | None, name: str | None, *_: object) -> int:
         if self._attempts is None:
             return sqlite3.SQLITE_OK
+        if not self._connection.in_transaction:
+            # It has ended behind everybody's back (INSERT OR ROLLBACK): what follows would commit by itself.
+            self._attempts.append("go on after a rollback")
+            return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_TRANSACTION:
             self._attempts.append(str(what))
             return sqlite3.SQLITE_DENY
@@ -136,16 +144,16 @@ class SqliteTransaction:
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        self._control("SAVEPOINT action_retrier_inner")
+        self._control(_SAVEPOINT)
         try:
             yield
         except BaseException:
             # An error that made SQLite roll back took the savepoint along; the writer will notice.
             if self.is_open and self.connection.in_transaction:
-                self._control("ROLLBACK TO action_retrier_inner")
-                self._control("RELEASE action_retrier_inner")
+                self._control(_ROLLBACK_TO)
+                self._control(_RELEASE)
             raise
-        self._control("RELEASE action_retrier_inner")
+        self._control(_RELEASE)
 
     def _control(self, text: str) -> None:
         with translated(self._path), self._guard.our_code():
@@ -168,8 +176,11 @@ class SqliteTransaction:
                 problem = error
         if self.is_open:
             # Whatever the code has set on the connection stays its own.
-            self.connection.row_factory = None
-            self.connection.text_factory = str
+            with contextlib.suppress(sqlite3.ProgrammingError):  # it may have closed the connection
+                self.connection.row_factory = None
+                self.connection.text_factory = str
+                if self.connection.isolation_level != ISOLATION:
+                    self.connection.isolation_level = ISOLATION
         if tried:
             raise RuntimeError(
                 f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction commits together "

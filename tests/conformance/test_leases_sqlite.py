@@ -1,0 +1,286 @@
+"""Leases on SQLite: the lock tells a death at once, the time stamp tells a process that was stopped."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from action_retrier._ids import new_worker_id
+from action_retrier.drivers.sqlite import leases as module
+from action_retrier.drivers.sqlite.leases import LEASE_US, MARGIN_US, SqliteLeases
+
+HEARTBEAT_US = 3_000_000
+
+
+class Boot:
+    """Time since the machine started, as a test wants it."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+@pytest.fixture
+def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
+    boot = Boot()
+    monkeypatch.setattr(module, "boot_time_us", boot)
+    return boot
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "app.db-workers"
+
+
+@pytest.fixture
+def leases(boot: Boot, folder: Path) -> SqliteLeases:
+    return SqliteLeases(folder)
+
+
+@pytest.fixture
+def hold(leases: SqliteLeases) -> Iterator[Callable[[], str]]:
+    """Take the lease of a fresh worker of this process; it ends with the test."""
+    held = []
+
+    def acquire() -> str:
+        held.append(new_worker_id())
+        leases.acquire(held[-1])
+        return held[-1]
+
+    yield acquire
+    for worker in held:
+        leases.release(worker)
+
+
+class Elsewhere:
+    """Another process that holds a worker's lease until it is killed or told to let go."""
+
+    def __init__(self, folder: Path, boot: Boot) -> None:
+        self.worker = new_worker_id()
+        program = f"""
+            from pathlib import Path
+            from action_retrier.drivers.sqlite import leases
+            leases.boot_time_us = lambda: {boot.now_us}
+            held = leases.SqliteLeases(Path({str(folder)!r}))
+            held.acquire({self.worker!r})
+            print("held", flush=True)
+            input()
+            held.release({self.worker!r})
+            print("released", flush=True)
+            input()
+        """
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "held\n"
+
+    def release(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "released\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+@pytest.fixture
+def elsewhere(folder: Path, boot: Boot) -> Iterator[Elsewhere]:
+    elsewhere = Elsewhere(folder, boot)
+    yield elsewhere
+    elsewhere.close()
+
+
+def beat(leases: SqliteLeases, boot: Boot, worker: str, times: int = 4) -> None:
+    """Let time pass, with a heartbeat every three seconds."""
+    for _ in range(times):
+        boot.now_us += HEARTBEAT_US
+        assert leases.renew(worker)
+
+
+def test_a_worker_that_holds_its_lease_lives(leases: SqliteLeases, hold: Callable[[], str]) -> None:
+    """I1: a living worker's runs are nobody else's business."""
+    worker = hold()
+
+    assert leases.dead([worker]) == []
+    assert SqliteLeases(leases._directory).dead([worker]) == []
+
+
+def test_the_files_are_the_owners_alone(leases: SqliteLeases, hold: Callable[[], str], folder: Path) -> None:
+    hold()
+
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+
+
+def test_another_process_that_holds_its_lease_lives(leases: SqliteLeases, elsewhere: Elsewhere) -> None:
+    """Looking must not take the lock, nor drop it."""
+    for _ in range(3):
+        assert leases.dead([elsewhere.worker]) == []
+
+
+def test_a_killed_process_is_dead_at_once(leases: SqliteLeases, elsewhere: Elsewhere) -> None:
+    """I1: its recovery is due; no lease has to run out first."""
+    elsewhere.kill()
+
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+
+
+def test_a_recovered_worker_leaves_no_file(leases: SqliteLeases, elsewhere: Elsewhere, folder: Path) -> None:
+    elsewhere.kill()
+    assert [file.name for file in folder.iterdir()] == [f"{elsewhere.worker}.lock"]
+
+    leases.forget(elsewhere.worker)
+    leases.forget(elsewhere.worker)
+
+    assert list(folder.iterdir()) == []
+
+
+def test_forgetting_does_not_touch_a_worker_of_this_process(
+    leases: SqliteLeases, hold: Callable[[], str], folder: Path
+) -> None:
+    worker = hold()
+
+    leases.forget(worker)
+
+    assert [file.name for file in folder.iterdir()] == [f"{worker}.lock"]
+
+
+def test_a_silent_process_is_dead_after_one_lease(
+    leases: SqliteLeases, boot: Boot, elsewhere: Elsewhere, hold: Callable[[], str]
+) -> None:
+    """A stopped process keeps its lock: the stamp tells, to the microsecond."""
+    own = hold()
+    stamped = boot.now_us
+    beat(leases, boot, own, 3)
+    boot.now_us = stamped + LEASE_US
+    assert leases.renew(own)
+    assert leases.dead([elsewhere.worker]) == []
+
+    boot.now_us += 1
+
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+
+
+def test_who_has_no_lease_of_its_own_does_not_judge_silence(
+    leases: SqliteLeases, boot: Boot, elsewhere: Elsewhere
+) -> None:
+    """After an outage everybody is silent: only a free lock is proof."""
+    boot.now_us += 100 * LEASE_US
+    assert leases.dead([elsewhere.worker]) == []
+
+    elsewhere.kill()
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+
+
+def test_silence_is_judged_only_after_one_lease_without_a_gap(
+    leases: SqliteLeases, boot: Boot, elsewhere: Elsewhere, hold: Callable[[], str]
+) -> None:
+    """A machine that was suspended wakes up with everybody silent, the judge included."""
+    own = hold()
+    beat(leases, boot, own)
+    boot.now_us += 10 * LEASE_US
+    assert not leases.renew(own)
+    assert leases.dead([elsewhere.worker]) == []
+
+    beat(leases, boot, own, 3)
+    assert leases.dead([elsewhere.worker]) == []
+    beat(leases, boot, own, 1)
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+
+
+@pytest.mark.parametrize(("gap_us", "kept"), [(LEASE_US - MARGIN_US - 1, True), (LEASE_US - MARGIN_US, False)])
+def test_a_worker_that_could_not_renew_fences_itself_before_others_do(
+    leases: SqliteLeases, boot: Boot, hold: Callable[[], str], gap_us: int, *, kept: bool
+) -> None:
+    """I2: two seconds before its lease ends it considers it lost."""
+    worker = hold()
+    boot.now_us += gap_us
+
+    assert leases.renew(worker) is kept
+    assert leases.renew(worker)
+
+
+def test_a_silent_worker_of_this_process_is_judged_by_its_heartbeat(
+    leases: SqliteLeases, boot: Boot, hold: Callable[[], str]
+) -> None:
+    """Its lock says nothing, since the process holds it, and a probe would drop it."""
+    silent, own = hold(), hold()
+    beat(leases, boot, own, 3)
+    assert leases.dead([silent, own]) == []
+    beat(leases, boot, own, 1)
+
+    assert leases.dead([silent, own]) == [silent]
+
+
+def test_a_released_lease_leaves_no_file_and_no_lock(
+    leases: SqliteLeases, elsewhere: Elsewhere, folder: Path
+) -> None:
+    elsewhere.release()
+
+    assert list(folder.iterdir()) == []
+
+
+def test_a_worker_without_a_file_is_given_the_time_to_notice(
+    leases: SqliteLeases, boot: Boot, folder: Path
+) -> None:
+    """Somebody removed the files of a living worker: it makes a new one at its next heartbeat."""
+    worker = new_worker_id()
+    folder.mkdir()
+    assert leases.dead([worker]) == []
+    boot.now_us += LEASE_US
+    assert leases.dead([worker]) == []
+
+    boot.now_us += 1
+
+    assert leases.dead([worker]) == [worker]
+
+
+def test_a_removed_file_is_made_again_by_the_next_heartbeat(
+    leases: SqliteLeases, boot: Boot, hold: Callable[[], str], folder: Path
+) -> None:
+    worker = hold()
+    (folder / f"{worker}.lock").unlink()
+    boot.now_us += HEARTBEAT_US
+
+    assert leases.renew(worker)
+
+    assert [file.name for file in folder.iterdir()] == [f"{worker}.lock"]
+    assert leases.dead([worker]) == []
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "\0" * 20])
+def test_an_unreadable_stamp_is_no_proof(
+    leases: SqliteLeases, boot: Boot, elsewhere: Elsewhere, hold: Callable[[], str], folder: Path, content: str
+) -> None:
+    """Killing on a guess is worse than waiting: the lock is still held."""
+    own = hold()
+    path = folder / f"{elsewhere.worker}.lock"
+    with path.open("r+b", buffering=0) as file:
+        os.ftruncate(file.fileno(), 0)
+        file.write(content.encode())
+    beat(leases, boot, own, 5)
+
+    assert leases.dead([elsewhere.worker]) == []
+
+
+def test_nobody_is_dead_where_nobody_is(leases: SqliteLeases) -> None:
+    assert leases.dead([]) == []

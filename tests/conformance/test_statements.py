@@ -1,0 +1,228 @@
+"""The SQL files: each can be prepared, is used, says what it takes, and seeks where it must."""
+
+import ast
+import contextlib
+import re
+import sqlite3
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import action_retrier
+from action_retrier.drivers import open_database
+from action_retrier.testing import ManualClock
+
+SQL = Path(str(resources.files("action_retrier") / "_sql"))
+DIALECTS = sorted(folder.name for folder in SQL.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
+PACKAGE = Path(action_retrier.__file__).parent
+
+
+def names(dialect: str) -> set[str]:
+    return {file.stem for file in (SQL / dialect).glob("*.sql")}
+
+
+STATEMENTS = sorted(names("sqlite"))
+
+
+def read(name: str, dialect: str = "sqlite") -> str:
+    return (SQL / dialect / f"{name}.sql").read_text("utf-8")
+
+
+def body(text: str) -> str:
+    """Return a statement without its comments."""
+    return re.sub(r"--.*", "", text)
+
+
+def parameters(name: str) -> set[str]:
+    return set(re.findall(r":(\w+)", body(read(name))))
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    path = tmp_path_factory.mktemp("statements") / "app.db"
+    database = open_database(f"sqlite:///{path}", clock=ManualClock(), auto_migrate=True)
+    database.open()
+    database.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        yield connection
+
+
+def plan(connection: sqlite3.Connection, name: str) -> list[str]:
+    given = dict.fromkeys(parameters(name))
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {read(name)}", given)]
+
+
+def test_every_dialect_has_the_same_statements() -> None:
+    """One operation, two databases: the same names on both sides."""
+    assert DIALECTS
+    assert {dialect: names(dialect) for dialect in DIALECTS} == dict.fromkeys(DIALECTS, names("sqlite"))
+
+
+def test_every_statement_is_sent_by_an_operation_and_the_other_way_round() -> None:
+    """Neither a file that nobody sends nor a name that has no file."""
+    sent = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            is_statement = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Statement"
+            if is_statement and isinstance(node.args[0], ast.Constant):
+                sent.add(node.args[0].value)
+
+    assert sent == names("sqlite")
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_can_be_prepared(connection: sqlite3.Connection, name: str) -> None:
+    """One statement a file, on the schema as it is installed."""
+    assert sqlite3.complete_statement(read(name))
+    connection.execute(f"EXPLAIN {read(name)}", dict.fromkeys(parameters(name)))
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_says_what_it_takes(name: str) -> None:
+    """Every parameter stands in the header, or the header refers to the one that it stands in."""
+    header = re.search(r"-- In: (.*?)-- Out:", read(name), re.DOTALL)
+    assert header is not None
+    told = header[1]
+    for other in re.findall(r"(?:as for|and) (\w+_\w+)", told):
+        if other in STATEMENTS:
+            told += read(other)
+
+    assert {one for one in parameters(name) if not re.search(rf"\b{one}\b", told)} <= {"now"}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_every_parameter_is_cast(name: str) -> None:
+    """Its type is the statement's to say: SQLite compares by it, and PostgreSQL refuses to guess."""
+    uncast = re.findall(r"(?<!CAST\():\w+", body(read(name)))
+
+    assert uncast == []
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_null_test_in_returning(name: str) -> None:
+    """SQLite (3.40 for one) answers IS NULL wrongly in a RETURNING clause."""
+    _, found, returning = body(read(name)).partition("RETURNING")
+
+    assert not found or not re.search(r"\bIS\s+(NOT\s+)?(NULL|DISTINCT)\b|\bcoalesce\b|\bifnull\b", returning, re.I)
+
+
+def test_the_database_does_answer_null_tests_wrongly_there_or_has_been_mended() -> None:
+    """What the rule above is about; it can go once no supported SQLite does this."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (id TEXT NOT NULL, other TEXT)")
+        connection.execute("INSERT INTO t (id) VALUES ('a')")
+        (answer,) = connection.execute("UPDATE t SET id = 'b' RETURNING other IS NULL").fetchone()
+
+    assert answer == (0 if sqlite3.sqlite_version_info < (3, 41) else answer)
+
+
+@pytest.mark.parametrize("name", ["finish_runs", "reschedule_runs", "update_progress"])
+def test_every_write_of_an_attempt_is_fenced(name: str) -> None:
+    """I2: `id`, `state = 'running'`, `attempt`."""
+    where = " ".join(body(read(name)).rpartition("WHERE")[2].split())
+
+    assert re.search(r"r\.id = \w+\.id AND r\.state = 'running' AND r\.attempt = \w+\.attempt", where)
+
+
+@pytest.mark.parametrize("name", ["finish_callback", "postpone_callback"])
+def test_every_write_of_a_callbacks_try_is_fenced(name: str) -> None:
+    """I4: the callback is pending, and the try is the current one of this worker."""
+    where = body(read(name)).rpartition("WHERE")[2]
+
+    for condition in ("id = ", "callback_state = 'pending'", "callback_worker = ", "callback_tries = "):
+        assert condition in where
+
+
+# Plans: what must be a seek however much there is.
+
+LANES = "action_retrier_runs_lanes"
+SCANS = {
+    # A bulk is a scan, by its nature; the arm that means one run is a seek.
+    "cancel_runs": {"SCAN r"},
+    "retry_runs": {"SCAN r"},
+    # Whoever owns anything now: as many as are in flight.
+    "select_owners": {"SCAN action_retrier_runs USING INDEX action_retrier_runs_running"},
+    "count_owned": {"SCAN action_retrier_runs USING INDEX action_retrier_runs_running"},
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_statement_scans_the_runs(connection: sqlite3.Connection, name: str) -> None:
+    """Completed runs cost nothing: each table of ours is reached by an index, but for what is listed here."""
+    aliases = {"action_retrier_runs", "action_retrier_attempts"}
+    aliases |= set(re.findall(r"action_retrier_(?:runs|attempts) AS (\w+)", body(read(name))))
+    scans = {step for step in plan(connection, name) if step.startswith("SCAN ") and step.split()[1] in aliases}
+    # The first lane is found at the beginning of its index, with LIMIT 1.
+    scans -= {f"SCAN action_retrier_runs USING INDEX {LANES}"}
+    scans -= {f"SCAN action_retrier_runs USING COVERING INDEX {LANES}"}
+
+    assert scans <= SCANS.get(name, set())
+
+
+@pytest.mark.parametrize(
+    ("name", "seek"),
+    [
+        (
+            "claim_runs",
+            f"SEARCH due USING INDEX {LANES} "
+            "(namespace=? AND queue=? AND action=? AND on_complete=? AND priority=? AND due_at<?)",
+        ),
+        (
+            "next_due",
+            f"SEARCH due USING INDEX {LANES} (namespace=? AND queue=? AND action=? AND on_complete=? AND priority=?)",
+        ),
+        ("next_due", "SEARCH c USING INDEX action_retrier_runs_callbacks (namespace=? AND on_complete=?)"),
+        ("next_due", "SEARCH r USING INDEX action_retrier_runs_suspects (namespace=?)"),
+        ("next_due", "SEARCH r USING INDEX action_retrier_runs_deadlines (namespace=? AND deadline_at>?)"),
+        (
+            "claim_callbacks",
+            "SEARCH c USING INDEX action_retrier_runs_callbacks (namespace=? AND on_complete=? AND callback_due_at<?)",
+        ),
+        ("claim_suspects", "SEARCH r USING INDEX action_retrier_runs_suspects (namespace=? AND due_at<?)"),
+        ("expire_runs", "SEARCH r USING INDEX action_retrier_runs_deadlines (namespace=? AND deadline_at<?)"),
+        (
+            "select_keys",
+            "SEARCH r USING INDEX action_retrier_runs_keys (namespace=? AND action=? AND idempotency_key=?)",
+        ),
+        ("select_worker_runs", "SEARCH action_retrier_runs USING INDEX action_retrier_runs_running (worker=?)"),
+        (
+            "select_worker_callbacks",
+            "SEARCH action_retrier_runs USING INDEX action_retrier_runs_callers (callback_worker=?)",
+        ),
+        ("finish_runs", "SEARCH r USING INDEX sqlite_autoindex_action_retrier_runs_1 (id=?)"),
+        ("reschedule_runs", "SEARCH r USING INDEX sqlite_autoindex_action_retrier_runs_1 (id=?)"),
+        (
+            "select_old",
+            "SEARCH action_retrier_runs USING INDEX action_retrier_runs_completed (completed_at>? AND completed_at<?)",
+        ),
+    ],
+)
+def test_what_workers_ask_for_is_a_seek(connection: sqlite3.Connection, name: str, seek: str) -> None:
+    """Claims, polls and reports go straight to what they want."""
+    assert seek in [step.replace("COVERING ", "") for step in plan(connection, name)]
+
+
+def test_every_index_is_used(connection: sqlite3.Connection) -> None:
+    """An index that no statement uses only costs writes. The unique one keeps keys apart as well."""
+    indexes = {
+        name
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        if name.startswith("action_retrier_")
+    }
+    steps = " ".join(step for name in STATEMENTS for step in plan(connection, name))
+
+    assert {index for index in indexes if index not in steps} == set()
+
+
+def test_indexes_cover_live_work_only(connection: sqlite3.Connection) -> None:
+    """A run that has completed stands in none of the indexes that claims and polls use."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+    conditions = {name.removeprefix("action_retrier_runs_"): sql.partition("WHERE")[2].strip() for name, sql in rows}
+
+    assert conditions["lanes"] == "state = 'pending' AND losses = 0"
+    assert conditions["suspects"] == "state = 'pending' AND losses > 0"
+    assert conditions["deadlines"].startswith("state = 'pending'")
+    assert conditions["running"] == "state = 'running'"
+    assert conditions["callbacks"] == "callback_state = 'pending'"
