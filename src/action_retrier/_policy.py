@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,7 +107,9 @@ def check_number(what: str, value: Any, *, at_most: float = math.inf, positive: 
     """Raise unless *value* is a finite number in range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0 or value > at_most or (positive and value == 0):
+    # A comparison, where `math.isfinite` would raise OverflowError for a large int.
+    is_finite = abs(value) <= sys.float_info.max
+    if not is_finite or value < 0 or value > at_most or (positive and value == 0):
         bounds = f"between 0 and {at_most:g}" if math.isfinite(at_most) else "finite and not negative"
         raise ValueError(f"{what} must be {'greater than 0 and finite' if positive else bounds}, not {value!r}")
 
@@ -202,7 +205,7 @@ def delay_before_retry_us(policy: RetryPolicy, retry: int, rng: Random) -> int:
 
 def retry_after_us(delay_ms: float, rng: Random) -> int:
     """Return an explicit delay in microseconds, jittered upwards only, by at most 10 %."""
-    return to_us(delay_ms * (1 + _RETRY_AFTER_JITTER * rng.random()))
+    return to_us(min(delay_ms, _FOREVER_MS) * (1 + _RETRY_AFTER_JITTER * rng.random()))
 
 
 def to_us(delay_ms: float) -> int:

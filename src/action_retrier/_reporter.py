@@ -8,12 +8,13 @@ from ._clock import Clock
 from ._completion import Completion, Report
 from ._execution import Execution
 from ._lifecycle import Attempted, Outcome, settle
-from ._ops.claims import Claimant, claim_callbacks
+from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
 from ._statements import Rows
 from ._suspects import Suspects
 from .drivers import Database
 
+_STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
 
@@ -120,20 +121,24 @@ class Reporter:
         self._changed()
 
     async def _call_due(self, claimant: Claimant, suspects: Suspects) -> None:
-        allowance = suspects.allowance(asyncio.get_running_loop().time())
-        rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, allowance))
+        rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
         for position, row in enumerate(rows):
             if self._stopping:
                 await self._return(rows[position:], claimant)
                 return
-            key = ("callback", row["id"])
-            if row["callback_losses"] > 0:
-                # It has cost a worker already: strictly alone among the suspects.
-                suspects.start(key, row["callback_losses"] + 1, asyncio.get_running_loop().time())
-            try:
+            await self._completion.call_back(row, claimant.id)
+        if suspects.callback_allowance and not self._stopping:
+            await self._call_suspect(claimant, suspects)
+
+    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
+        """Call one callback that may have cost a worker, with no suspect beside it."""
+        key = "callback"
+        suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
+        try:
+            for row in await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES)):
                 await self._completion.call_back(row, claimant.id)
-            finally:
-                suspects.end(key)
+        finally:
+            suspects.end(key)
 
     async def _return(self, rows: Rows, claimant: Claimant) -> None:
         run_ids = [row["id"] for row in rows]

@@ -32,6 +32,11 @@ class Suspects:
             return 0
         return 1
 
+    @property
+    def callback_allowance(self) -> int:
+        """The same for callbacks: one that may have cost a worker is only called while no suspect executes."""
+        return 0 if self._losses else ANY_LOSSES
+
     def start(self, key: object, losses: int, now_s: float) -> None:
         """Note that a suspect begins."""
         self._losses[key] = losses

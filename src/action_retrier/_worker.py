@@ -259,9 +259,10 @@ class Worker:
                 return
             # From here on commits wake us; what was committed before is seen by the question.
             self._subscription.active = True
-            claimant, allowance = self._claimant, self._executions.suspects.allowance(self._loop.time())
+            claimant, suspects = self._claimant, self._executions.suspects
+            allowance, for_callbacks = suspects.allowance(self._loop.time()), suspects.callback_allowance
             self._asked_s = self._loop.time()
-            due = await self._database.read(lambda: next_due(claimant, allowance))
+            due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks))
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
             work_is_due = due.work_us is not None and due.work_us <= 0

@@ -44,8 +44,8 @@ def test_a_run_that_kills_its_process_costs_its_neighbours_one_attempt_each(scen
     assert max(stories[run_id].losses for run_id in run_ids) <= most
 
 
-def test_runs_that_come_later_lose_at_most_one_attempt_to_a_killer(scene):
-    """Work goes on while there are suspects, beside them: what it can lose to them is one attempt."""
+def test_runs_that_come_later_lose_at_most_two_attempts_to_a_killer(scene):
+    """Work goes on beside suspects: it loses one attempt to them, and what outlasts its probation perhaps one more."""
     scene.prepare()
     killer = scene.run("kill", max_failures=3)
     worker = scene.worker()
@@ -60,7 +60,7 @@ def test_runs_that_come_later_lose_at_most_one_attempt_to_a_killer(scene):
     stories = scene.verdict()
 
     assert (stories[killer].row["state"], stories[killer].executions) == ("failed", 4)
-    assert max(story.losses for run_id, story in stories.items() if run_id != killer) <= 1
+    assert max(story.losses for run_id, story in stories.items() if run_id != killer) <= 2
 
 
 def test_two_killers_end_and_cost_their_neighbours_one_attempt_for_each(scene):

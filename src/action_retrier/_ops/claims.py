@@ -78,9 +78,10 @@ def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]
     return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
 
 
-def next_due(claimant: Claimant, max_losses: int) -> Op[NextDue]:
+def next_due(claimant: Claimant, max_losses: int, max_callback_losses: int = ANY_LOSSES) -> Op[NextDue]:
     """Tell how long there is nothing to do."""
-    rows = yield Statement("next_due", claimant.parameters | {"max_losses": max_losses})
+    limits = {"max_losses": max_losses, "max_callback_losses": max_callback_losses}
+    rows = yield Statement("next_due", claimant.parameters | limits)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
     return NextDue(min(work, default=None), row["callbacks_in"])

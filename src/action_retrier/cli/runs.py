@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from .._lifecycle import State
+from .._sync_retrier import SyncActionRetrier
 from ..app import App
 from ..results import Completed, Failed, RunStatus, Success, to_json
-from .._sync_retrier import SyncActionRetrier
 from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
 from .options import (
