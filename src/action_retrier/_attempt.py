@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic_core import ValidationError
 
-from ._codec import RESULT_LIMIT, NotJSONError, check_size, describe_exception, explain
+from ._codec import ERROR_LIMIT, RESULT_LIMIT, NotJSONError, check_size, clean_text, describe_exception, explain
 from ._functions import Action
 from ._lifecycle import Outcome, Raised, Succeeded
 from ._threads import DaemonThreads
@@ -22,7 +22,8 @@ async def execute(action: Action[Any, Any, Any], args: str, ctx: object, threads
         arguments = action.signature.decode_arguments(args)
     except ValidationError as error:
         # The signature has changed since the run was started. A deployment may change it back.
-        return Raised("InvalidArguments", f"the stored arguments do not fit {action.name!r}: {explain(error)}")
+        problem = f"the stored arguments do not fit {action.name!r}: {explain(error)}"
+        return Raised("InvalidArguments", clean_text(problem, ERROR_LIMIT))
     except BaseException as error:  # noqa: BLE001 - a validator is user code
         return outcome_of(action, error)
     if not action.signature.is_async:
@@ -57,7 +58,7 @@ def _returned(action: Action[Any, Any, Any], value: object) -> Outcome:
 
 def _unusable(problem: str) -> Raised:
     # Its side effects have happened: running it again would help nobody.
-    return Raised("InvalidReturnValue", problem, retryable=False)
+    return Raised("InvalidReturnValue", clean_text(problem, ERROR_LIMIT), retryable=False)
 
 
 def outcome_of(action: Action[Any, Any, Any], error: BaseException) -> Raised:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, Unpack, get_args
 
 from ._functions import Action, Bound, Mutation, encode_context
@@ -22,8 +22,9 @@ from .results import CallbackState, Page, Run, RunStatus
 
 T = TypeVar("T")
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_SUSPECTED_BELOW = 10**11  # as milliseconds, that is 1973
-_LATEST_US = 253_402_300_799_000_000  # the end of the year 9999
+_LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
 _MOST_RUNS = 1000
 _CALL_ONLY = frozenset({"idempotency_key"})
 _KEY_LENGTH = 255
@@ -122,7 +123,7 @@ class Calls:
         """Check one call that is due after a delay."""
         refuse_functions(ctx)
         check_number("delay_ms", delay_ms)
-        if round(delay_ms * 1000) + self._engine.clock.now_us() > _LATEST_US:
+        if delay_ms > (_LATEST_US - self._engine.clock.now_us()) / 1000:
             raise ValueError(f"delay_ms={delay_ms!r} ends after the year 9999")
         return self.start(ctx, call, delay_us=to_us(delay_ms))
 
@@ -253,17 +254,13 @@ def _instant_us(when: datetime | float) -> int:
     if isinstance(when, datetime):
         if when.utcoffset() is None:
             raise ValueError(f"when must be an aware datetime, and {when!r} is naive: give it a tzinfo, such as UTC")
-        return _floor_us(when.timestamp() * 1000)
+        return (when - _EPOCH) // timedelta(microseconds=1)  # exact, as a float of seconds is not
     check_number("when", when)
     if when < _SECONDS_SUSPECTED_BELOW:
         raise ValueError(f"when={when!r} looks like seconds: pass milliseconds since the epoch, or an aware datetime")
     if when * 1000 > _LATEST_US:
         raise ValueError(f"when={when!r} lies after the year 9999: pass milliseconds since the epoch")
-    return _floor_us(when)
-
-
-def _floor_us(ms: float) -> int:
-    return round(ms * 1000)
+    return round(when * 1000)
 
 
 def _check_key(key: object) -> str | None:

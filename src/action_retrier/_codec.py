@@ -9,7 +9,10 @@ failure must never fail.
 
 import json
 import math
+import re
+import sys
 import traceback
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,10 @@ ERROR_LIMIT = 16 * 1024
 """Bytes of an error's text that are kept."""
 TRACEBACK_LIMIT = 64 * 1024
 """Bytes of a traceback that are kept."""
+
+
+_MOST_DIGITS = sys.int_info.default_max_str_digits
+_TOO_MANY_DIGITS = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
 
 
 @cache
@@ -59,6 +66,9 @@ def encode(adapter: "TypeAdapter[Any]", value: object) -> str:
     # pydantic writes NaN as null (in models and in Any), so a null is a reason to look.
     if "null" in text or "NaN" in text or "Infinity" in text:
         _refuse_nan(adapter.dump_python(value, warnings=False))
+    # Python reads back no number of more digits, and what cannot be read back must not be stored.
+    if len(text) > _MOST_DIGITS and _TOO_MANY_DIGITS.search(text):
+        _refuse_long_numbers(text)
     if "\\u0000" in text:
         _refuse_nul(json.loads(text))
     return text
@@ -73,11 +83,13 @@ def _refuse_nan(value: object) -> None:
     match value:
         case float() if not math.isfinite(value):
             raise NotJSONError(f"{value!r} is not a JSON number")
-        case dict():
+        case str() | bytes() | bytearray():
+            return
+        case Mapping():
             for key, item in value.items():
                 _refuse_nan(key)
                 _refuse_nan(item)
-        case list() | tuple() | set() | frozenset():
+        case Collection():
             for item in value:
                 _refuse_nan(item)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._codec import ERROR_LIMIT, clean_text
 from ._policy import check_number
 from .errors import InvalidContext
 
@@ -77,7 +78,7 @@ class _AttemptContext:
 
         Args:
             fraction: From 0 to 1.
-            message: For people.
+            message: For people; cut after 16 KiB.
 
         Raises:
             ValueError: *fraction* is out of range.
@@ -86,7 +87,7 @@ class _AttemptContext:
         check_number("fraction", fraction, at_most=1)
         if not isinstance(message, str):
             raise TypeError(f"message must be a string, not {message!r}")
-        self._signals.progress = (float(fraction), message)
+        self._signals.progress = (float(fraction), clean_text(message, ERROR_LIMIT))
 
 
 class ActionCtx(_AttemptContext):

@@ -142,9 +142,7 @@ def test_a_worker_without_callbacks_takes_runs_without(store: Store) -> None:
     ("queues", "taken"),
     [(None, {"a", "b", "default"}), (("a",), {"a"}), (("a", "b"), {"a", "b"}), (("c",), set())],
 )
-def test_a_worker_takes_only_from_its_queues(
-    store: Store, queues: tuple[str, ...] | None, taken: set[str]
-) -> None:
+def test_a_worker_takes_only_from_its_queues(store: Store, queues: tuple[str, ...] | None, taken: set[str]) -> None:
     """`queues=None` means all, those that nobody has heard of included."""
     ids = {store.start(queue=name): name for name in ("a", "b", "default")}
     worker = store.worker(queues=queues)

@@ -226,9 +226,7 @@ async def test_completing_twice_calls_back_once(bench: Bench, isolation: Any) ->
     assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
 
 
-async def test_a_commit_whose_result_is_unknown_calls_back_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_commit_whose_result_is_unknown_calls_back_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """I4: the commit went through, its answer did not: nothing is written or called a second time."""
     bench.callback(lambda ctx, run_id: bench.note(ctx, run_id))
     row = bench.claimed()

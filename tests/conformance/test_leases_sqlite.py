@@ -231,17 +231,13 @@ def test_a_silent_worker_of_this_process_is_judged_by_its_heartbeat(
     assert leases.dead([silent, own]) == [silent]
 
 
-def test_a_released_lease_leaves_no_file_and_no_lock(
-    leases: SqliteLeases, elsewhere: Elsewhere, folder: Path
-) -> None:
+def test_a_released_lease_leaves_no_file_and_no_lock(leases: SqliteLeases, elsewhere: Elsewhere, folder: Path) -> None:
     elsewhere.release()
 
     assert list(folder.iterdir()) == []
 
 
-def test_a_worker_without_a_file_is_given_the_time_to_notice(
-    leases: SqliteLeases, boot: Boot, folder: Path
-) -> None:
+def test_a_worker_without_a_file_is_given_the_time_to_notice(leases: SqliteLeases, boot: Boot, folder: Path) -> None:
     """Somebody removed the files of a living worker: it makes a new one at its next heartbeat."""
     worker = new_worker_id()
     folder.mkdir()

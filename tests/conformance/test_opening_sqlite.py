@@ -86,7 +86,8 @@ def test_a_commit_is_on_disk_unless_the_url_says_otherwise(path: Path, query: st
         database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
         connection = database._writer._connection  # type: ignore[attr-defined]
         asked = {
-            name: connection.execute(f"PRAGMA {name}").fetchone() for name in ("synchronous", "journal_mode", "mmap_size")
+            name: connection.execute(f"PRAGMA {name}").fetchone()
+            for name in ("synchronous", "journal_mode", "mmap_size")
         }
     assert asked["synchronous"] == (level,)
     assert asked["journal_mode"] == ("wal",)

@@ -258,7 +258,9 @@ def test_errors_and_results_come_back_as_they_were(store: Store, text: str) -> N
     assert store.get(run_id).attempts[0].traceback == text
 
 
-@pytest.mark.parametrize("text", ["null", "0", '""', "[]", "{}", "1.5", '"\\u00e9 \\" \\\\"', "123456789012345678901234"])
+@pytest.mark.parametrize(
+    "text", ["null", "0", '""', "[]", "{}", "1.5", '"\\u00e9 \\" \\\\"', "123456789012345678901234"]
+)
 def test_any_json_is_a_result(store: Store, text: str) -> None:
     """The result is stored as the text it is: null is a result, and a large number stays exact."""
     run_id = store.start()

@@ -43,7 +43,9 @@ def test_a_delay_counts_from_the_databases_now(store: Store) -> None:
     assert store.row(run_id)["due_at"] == store.clock.now_us() + 1_500_500
 
 
-@pytest.mark.parametrize(("offset_us", "expected_us"), [(3_600_000_000, 3_600_000_000), (0, 0), (-1, 0), (-(10**12), 0)])
+@pytest.mark.parametrize(
+    ("offset_us", "expected_us"), [(3_600_000_000, 3_600_000_000), (0, 0), (-1, 0), (-(10**12), 0)]
+)
 def test_an_instant_in_the_past_means_now(store: Store, offset_us: int, expected_us: int) -> None:
     """I7: due at the instant that was asked for, and never before the start."""
     now = store.clock.now_us()

@@ -105,7 +105,9 @@ def test_no_null_test_in_returning(name: str) -> None:
     """SQLite (3.40 for one) answers IS NULL wrongly in a RETURNING clause."""
     _, found, returning = body(read(name)).partition("RETURNING")
 
-    assert not found or not re.search(r"\bIS\s+(NOT\s+)?(NULL|DISTINCT)\b|\bcoalesce\b|\bifnull\b", returning, re.I)
+    assert not found or not re.search(
+        r"\bIS\s+(NOT\s+)?(NULL|DISTINCT)\b|\bcoalesce\b|\bifnull\b", returning, re.IGNORECASE
+    )
 
 
 def test_the_database_does_answer_null_tests_wrongly_there_or_has_been_mended() -> None:

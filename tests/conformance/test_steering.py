@@ -143,9 +143,7 @@ def test_a_cancel_that_is_rolled_back_has_not_happened(store: Store) -> None:
 def test_canceling_in_bulk_cancels_what_the_filter_names(store: Store) -> None:
     """Every run in progress that the filter leaves, and none that has completed."""
     done = run_that_is(store, "succeeded", queue="c")
-    ids = {
-        (action, queue): store.start(action, queue=queue) for action in ("charge", "refund") for queue in ("a", "b")
-    }
+    ids = {(action, queue): store.start(action, queue=queue) for action in ("charge", "refund") for queue in ("a", "b")}
     assert store.write(cancel_runs, "elsewhere", Filter()) == 0
     assert store.write(cancel_runs, NAMESPACE, Filter("charge", "a")) == 1
     assert store.write(cancel_runs, NAMESPACE, Filter(queue="a")) == 1
@@ -265,9 +263,7 @@ def test_a_run_that_is_on_its_way_is_left_alone(store: Store, state: str) -> Non
         ("canceled", "pending", RunInProgress),
     ],
 )
-def test_what_may_not_be_retried_is_unchanged(
-    store: Store, state: str, callback: str, error: type[Exception]
-) -> None:
+def test_what_may_not_be_retried_is_unchanged(store: Store, state: str, callback: str, error: type[Exception]) -> None:
     """I3, I4: a success is final, and a pending callback keeps retry off."""
     run_id = run_that_is(store, state, on_complete="done" if callback else "", callback=callback)
     before = store.snapshot()

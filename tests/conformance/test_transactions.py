@@ -216,7 +216,7 @@ def test_a_statement_that_fails_spoils_no_neighbour(store: Store) -> None:
     good = store.starting()
 
     def wrong() -> Op[Any]:
-        return (yield Statement("insert_worker", {name: None for name in ("id", "namespace", "host", "pid")} | NAMES))
+        return (yield Statement("insert_worker", dict.fromkeys(("id", "namespace", "host", "pid")) | NAMES))
 
     results = store.write_together(wrong, lambda: start_runs(NAMESPACE, [good]))
 

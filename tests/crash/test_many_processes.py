@@ -47,7 +47,7 @@ def test_ten_processes_that_open_a_new_file_at_once_all_work(scene):
     assert [tuple(row) for row in rows] == [("succeeded", 1)] * 10
 
 
-def hammer(scene, capsys, seconds, starters, owners, worst_allowed_s):
+def hammer(scene, capsys, *, seconds, starters, owners, worst_allowed_s):
     scene.prepare()
     begun_at = time.monotonic()
     workers = start_at_once(scene, *["work"] * WORKERS)
@@ -69,7 +69,7 @@ def hammer(scene, capsys, seconds, starters, owners, worst_allowed_s):
         worst_s |= Counter(figures["worst_s"])  # the larger one of each
     with capsys.disabled():
         waits = ", ".join(f"{what} {worst_s[what]:.2f} s" for what in sorted(worst_s))
-        print(  # noqa: T201 - the figures are the point
+        print(
             f"\n{starters} that start, {owners} with connections of their own and {WORKERS} workers, for {seconds} s: "
             f"{len(stories)} runs done in {took_s:.0f} s; worst waits: {waits}"
         )
@@ -88,17 +88,17 @@ def hammer(scene, capsys, seconds, starters, owners, worst_allowed_s):
 
 def test_sixteen_processes_that_write_through_their_apps_get_their_turns(scene, capsys):
     """They queue on the gate, so that nobody waits for long."""
-    hammer(scene, capsys, 4, 12, 0, GATED_S)
+    hammer(scene, capsys, seconds=4, starters=12, owners=0, worst_allowed_s=GATED_S)
 
 
 def test_sixteen_processes_on_one_file_get_their_turns(scene, capsys):
-    hammer(scene, capsys, 6, 6, 6, UNFAIR_S)
+    hammer(scene, capsys, seconds=6, starters=6, owners=6, worst_allowed_s=UNFAIR_S)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sixteen_processes_on_one_file_get_their_turns_for_a_minute(scene, capsys):
-    hammer(scene, capsys, 60, 6, 6, UNFAIR_S)
+    hammer(scene, capsys, seconds=60, starters=6, owners=6, worst_allowed_s=UNFAIR_S)
 
 
 @pytest.fixture

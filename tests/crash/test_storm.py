@@ -3,6 +3,7 @@
 import random
 import statistics
 import time
+from itertools import pairwise
 
 import pytest
 from crash_processes import eventually
@@ -48,9 +49,7 @@ def recovery_times_s(stories, killed_at_us):
         begun = [line for line in story.lines if line.event == "begin"]
         lost = {one["number"] for one in story.attempts if one["error_type"] == "WorkerLost"}
         times += [
-            (again.at_us - killed_at_us[line.pid]) / 1e6
-            for line, again in zip(begun, begun[1:], strict=False)
-            if line.attempt in lost
+            (again.at_us - killed_at_us[line.pid]) / 1e6 for line, again in pairwise(begun) if line.attempt in lost
         ]
     return times
 
@@ -82,7 +81,7 @@ def test_a_storm_of_kills_loses_nothing(scene, capsys):
     times = sorted(recovery_times_s(stories, killed_at_us))
     p50, p95, worst = statistics.median(times), times[int(len(times) * 0.95)], times[-1]
     with capsys.disabled():
-        print(  # noqa: T201 - the figures are the point
+        print(
             f"\nstorm {seed}: {len(stories)} runs, {KILLS} kills in {took_s:.0f} s, {len(times)} executions cut off; "
             f"recovery p50 {p50:.2f} s, p95 {p95:.2f} s, max {worst:.2f} s; "
             f"at most {max(story.losses for story in stories.values())} losses of one run"

@@ -175,7 +175,7 @@ def call(*script: str, action: str = "work", on_complete: str | None = "record",
 
 def say(*words: object) -> None:
     """Tell the test, at once."""
-    print(*words, flush=True)  # noqa: T201 - the test reads it
+    print(*words, flush=True)
 
 
 _workers: list[Worker] = []  # of this process

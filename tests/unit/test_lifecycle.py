@@ -104,7 +104,9 @@ def test_the_failure_after_the_last_retry_ends_the_run(outcome: Outcome, failure
     assert move == Finish(State.FAILED, failures + 1, failure=describe(outcome))
 
 
-@pytest.mark.parametrize("outcome", [Raised("E", "e", retryable=False), DeadlinePassed(100)], ids=["raised", "deadline"])
+@pytest.mark.parametrize(
+    "outcome", [Raised("E", "e", retryable=False), DeadlinePassed(100)], ids=["raised", "deadline"]
+)
 def test_some_failures_are_final_at_once(outcome: Outcome) -> None:
     assert settle(attempted(), outcome, Random(1)) == Finish(State.FAILED, 1, failure=describe(outcome))
 

@@ -6,6 +6,7 @@ place that chooses one. A difference between databases is a capability here with
 test, never an ``if`` on the dialect above.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, Protocol, TypeVar
@@ -200,22 +201,20 @@ def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
 
 
 def mask_password(url: str) -> str:
-    """Return *url* with its password, if it has one, replaced."""
+    """Return *url* with its password, if it has one, replaced; rather too much of it than too little."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         # Not a URL: what stands before an @ may still be a secret.
         return url if "@" not in url else "***@" + url.rpartition("@")[2]
-    authority, slash, path = rest.partition("/")
-    credentials, at, host = authority.rpartition("@")
-    if not at:
-        return _mask_query(url)
-    user, colon, _ = credentials.partition(":")
-    return _mask_query(f"{scheme}://{user}{colon}{'***' if colon else ''}@{host}{slash}{path}")
+    # The last @, wherever it is: a password that was not encoded may have slashes in it.
+    before, mark, query = rest.partition("?")
+    if "@" not in before:
+        before, mark, query = rest, "", ""
+    credentials, at, host = before.rpartition("@")
+    if at:
+        user, colon, _ = credentials.partition(":")
+        before = f"{user}{colon}{'***' if colon else ''}@{host}"
+    return _PASSWORD.sub(r"\1***", f"{scheme}://{before}{mark}{query}")
 
 
-def _mask_query(url: str) -> str:
-    head, mark, query = url.partition("?")
-    parts = [
-        f"{part.partition('=')[0]}=***" if "password" in part.lower() else part for part in query.split("&") if part
-    ]
-    return head + mark + "&".join(parts)
+_PASSWORD = re.compile(r"([?&#;][^=&#;]*password[^=&#;]*=)[^&#;]*", re.IGNORECASE)

@@ -4,13 +4,19 @@ import stat
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from .. import mask_password
+
 _SYNCHRONOUS = ("full", "normal", "extra")
 
 
 def parse(url: str, rest: str) -> tuple[Path, str]:
     """Return the absolute path and the synchronous mode that a URL names."""
+    url = mask_password(url)
     name, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError:
+        raise ValueError(f"database {url!r}: what follows the question mark must be synchronous=...") from None
     synchronous = options.pop("synchronous", "full").lower()
     if options:
         raise ValueError(f"database {url!r}: unknown option {min(options)!r}; the one there is is synchronous")
