@@ -94,6 +94,13 @@ def _refuse_nan(value: object) -> None:
                 _refuse_nan(item)
 
 
+def _refuse_long_numbers(text: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError:
+        raise NotJSONError(f"a number of more than {_MOST_DIGITS} digits could not be read back") from None
+
+
 def _refuse_nul(value: object) -> None:
     match value:
         case str() if "\0" in value:
