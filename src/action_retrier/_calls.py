@@ -5,7 +5,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, Unpack, get_args
 
-from ._functions import Action, Bound, Mutation, encode_context
+from ._functions import Action, Bound, Mutation, encode_context, unbind
 from ._ids import is_run_id, new_run_id
 from ._lifecycle import State
 from ._ops import control, reads
@@ -89,13 +89,7 @@ class Calls:
     def start(self, ctx: object, call: Call, *, at_us: int | None = None, delay_us: int = 0) -> Start:
         """Check one call and encode it; due at *at_us*, else after *delay_us*."""
         refuse_functions(ctx)  # first: whoever forgets ctx gets every other argument wrong as well
-        given: object = call.action
-        args = call.args
-        if isinstance(call.action, Bound):
-            if args is not None:
-                raise TypeError("args must not be given with a bind: it has its own")
-            given = call.action.action
-            args = call.action.args
+        given, args = unbind(call.action, call.args)
         registry = self._engine.registry
         name, action = registry.find_action(given)
         encoded = encode_by_name(name, args) if action is None else action.signature.encode_arguments(args)

@@ -108,6 +108,15 @@ class Bound:
     args: Mapping[str, Any]
 
 
+def unbind(given: object, args: Mapping[str, Any] | None) -> tuple[object, Mapping[str, Any] | None]:
+    """Return the function and the arguments that a caller means, who may have passed a bind for both."""
+    if not isinstance(given, Bound):
+        return given, args
+    if args is not None:
+        raise TypeError("args must not be given with a bind: it has its own")
+    return given.action, given.args
+
+
 class Mutation(_Registered[P, R]):
     """
     A registered mutation: runs inside one database transaction. Calling it calls the function itself.

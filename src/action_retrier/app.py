@@ -11,11 +11,13 @@ from ._contexts import ActionCtx, AttemptSignals, SyncActionCtx
 from ._functions import (
     DEFAULT_MUTATION_TIMEOUT_MS,
     Action,
+    Bound,
     Isolation,
     Mutation,
     check_exception_types,
     check_mutation_options,
     name_of,
+    unbind,
 )
 from ._ids import new_run_id, system_random
 from ._mutations import Mutations, run_in_loop
@@ -279,7 +281,7 @@ class App:
         """Like `run_mutation`, and blocks."""
         return self._mutations.run_sync(fn, args)
 
-    async def run_action(self, fn: Action[..., ..., Any] | str, args: Mapping[str, Any] | None = None) -> Any:
+    async def run_action(self, fn: Action[..., ..., Any] | Bound | str, args: Mapping[str, Any] | None = None) -> Any:
         """
         Run an action once, here, with a real context; neither stored nor retried.
 
@@ -295,7 +297,7 @@ class App:
             return await action.signature.call(ctx, arguments)
         return await self._threads.run(lambda: action.signature.call(ctx, arguments))
 
-    def run_action_sync(self, fn: Action[..., ..., Any] | str, args: Mapping[str, Any] | None = None) -> Any:
+    def run_action_sync(self, fn: Action[..., ..., Any] | Bound | str, args: Mapping[str, Any] | None = None) -> Any:
         """Like `run_action`, and blocks."""
         action, arguments = self._prepare(fn, args)
         ctx = self._context(action)
@@ -304,6 +306,7 @@ class App:
         return action.signature.call(ctx, arguments)
 
     def _prepare(self, fn: object, args: Mapping[str, Any] | None) -> tuple[Action[..., ..., Any], dict[str, Any]]:
+        fn, args = unbind(fn, args)
         name, action = self._registry.find_action(fn)
         if action is None:
             raise UnknownFunction(name=name, remedy="only what is registered here can run here")
