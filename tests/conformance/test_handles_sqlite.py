@@ -161,7 +161,7 @@ def test_a_handle_of_another_thread_is_refused(store: Store) -> None:
         store.database.executor(made, writes=True)
 
 
-@pytest.mark.parametrize("handle", [None, 7, "sqlite:///x.db", object()], ids=repr)
+@pytest.mark.parametrize("handle", [None, 7, "sqlite:///x.db", Ellipsis], ids=repr)
 def test_what_is_no_handle_is_none(store: Store, handle: Any) -> None:
     assert store.database.executor(handle, writes=True) is None
 
@@ -211,18 +211,6 @@ def test_rows_and_texts_reach_us_as_they_are(store: Store, connection: sqlite3.C
     assert (connection.row_factory, connection.text_factory) == (factory, bytes)
     connection.commit()
     assert store.get(start.id).args == {}
-
-
-@pytest.mark.xfail(reason="sqlite3 converts by declared type for a whole connection, and cannot be told not to")
-def test_converters_of_the_users_do_not_touch_our_values(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that converts by declared type is common (datetimes), and TEXT and INTEGER are our types."""
-    monkeypatch.setitem(sqlite3.converters, "TEXT", lambda _: "converted")
-    monkeypatch.setitem(sqlite3.converters, "INTEGER", lambda _: "converted")
-    connection = store.system.connect(detect_types=sqlite3.PARSE_DECLTYPES)
-    run_id = store.start()
-
-    assert store.read_through(connection, load_status, NAMESPACE, run_id)["state"] == "pending"
-    assert store.through(connection, cancel_run, NAMESPACE, run_id) is True
 
 
 def test_a_transaction_that_read_before_somebody_wrote_is_told_what_to_do(

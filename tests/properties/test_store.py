@@ -283,9 +283,7 @@ class StoreMachine(RuleBasedStateMachine):
                 run.tries = 1
                 self.expect_called(run, done="raising" not in callback)
 
-    def complete_with_callback(
-        self, row: Any, held: Held, outcome: Outcome, run: Run | None, *, fails: bool
-    ) -> None:
+    def complete_with_callback(self, row: Any, held: Held, outcome: Outcome, run: Run | None, *, fails: bool) -> None:
         done = self.store.settled(row, held.worker, outcome, CallbackMark("done", tries=1))
         try:
             with self.store.transaction() as transaction:
@@ -464,7 +462,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def expire(self, count: int) -> None:
         late = sorted(
-            (run for run in self.runs.values() if run.state == "pending" and (run.deadline or self.now + 1) <= self.now),
+            (
+                run
+                for run in self.runs.values()
+                if run.state == "pending" and (run.deadline or self.now + 1) <= self.now
+            ),
             key=lambda run: run.deadline or 0,
         )
 
