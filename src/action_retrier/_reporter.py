@@ -135,7 +135,12 @@ class Reporter:
         key = "callback"
         suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
         try:
-            for row in await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES)):
+            rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
+            if not suspects.is_alone(key):
+                # A claim of runs that was under way has brought a suspect: it would be lost with us.
+                await self._return(rows, claimant)
+                return
+            for row in rows:
                 await self._completion.call_back(row, claimant.id)
         finally:
             suspects.end(key)

@@ -37,6 +37,10 @@ class Suspects:
         """The same for callbacks: one that may have cost a worker is only called while no suspect executes."""
         return 0 if self._losses else ANY_LOSSES
 
+    def is_alone(self, key: object) -> bool:
+        """Tell whether no suspect but *key* executes."""
+        return not self._losses.keys() - {key}
+
     def start(self, key: object, losses: int, now_s: float) -> None:
         """Note that a suspect begins."""
         self._losses[key] = losses

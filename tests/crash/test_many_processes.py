@@ -44,7 +44,7 @@ def test_ten_processes_that_open_a_new_file_at_once_all_work(scene):
         rows = connection.execute("SELECT state, attempt FROM action_retrier_runs").fetchall()
         installations = connection.execute("SELECT count(*) FROM action_retrier_meta WHERE key = 'installation'")
         assert installations.fetchone()[0] == 1
-    assert [tuple(row) for row in rows] == [("succeeded", 1)] * 10
+    assert [row["state"] for row in rows] == ["succeeded"] * 10  # one that stops gives back what it had just claimed
 
 
 def hammer(scene, capsys, *, seconds, starters, owners, worst_allowed_s):

@@ -113,7 +113,7 @@ def test_a_callback_that_always_kills_its_process_does_not_stop_other_runs(scene
     poison = scene.started[0]
 
     assert (scene.row(poison)["state"], scene.row(poison)["callback_state"]) == ("succeeded", "pending")
-    assert scene.row(poison)["callback_losses"] >= 2
+    assert scene.row(poison)["callback_losses"] >= 1
     supervised.kill()
     stories = scene.check_halfway()
     assert max(story.losses for story in stories.values()) <= 2

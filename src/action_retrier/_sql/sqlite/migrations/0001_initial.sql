@@ -118,10 +118,6 @@ CREATE UNIQUE INDEX action_retrier_runs_keys
     ON action_retrier_runs (namespace, action, idempotency_key)
  WHERE idempotency_key IS NOT NULL;
 
-CREATE INDEX action_retrier_runs_unsuccessful
-    ON action_retrier_runs (namespace, state, id)
- WHERE state IN ('failed', 'canceled');
-
 CREATE INDEX action_retrier_runs_completed
     ON action_retrier_runs (completed_at)
  WHERE completed_at IS NOT NULL;
