@@ -1,5 +1,6 @@
 """What the tests of the command line share: a directory with an App, commands in this process, real processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -278,7 +279,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
-    """Start `python -m action_retrier ...` in the directory."""
+    """Start `python -m action_retrier ...` in the directory, each in a process group of its own, which is ended."""
     processes: list[Process] = []
 
     def call(*arguments: str, **options: Any) -> Process:
@@ -287,6 +288,7 @@ def start(folder: Path) -> Iterator[Start]:
             cwd=folder,
             stdin=subprocess.DEVNULL,
             text=True,
+            start_new_session=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
         )
         processes.append(Process(process))
@@ -294,7 +296,8 @@ def start(folder: Path) -> Iterator[Start]:
 
     yield call
     for process in processes:
-        process.itself.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.itself.wait()
         for stream in (process.itself.stdout, process.itself.stderr):
             for reader in process._readers:

@@ -112,7 +112,7 @@ def test_a_second_signal_is_passed_on_and_ends_the_grace_time(supervise, retrier
 
 def test_a_signal_to_the_whole_group_counts_once(supervise, retrier, folder):
     """Ctrl-C in a terminal, and service managers, signal the processes as well as their supervisor."""
-    supervisor, _ = supervise("--concurrency", "1", start_new_session=True)
+    supervisor, _ = supervise("--concurrency", "1")
     run_id = retrier.start("job:until_released")
     supervisor.hear("^began")
 
@@ -225,11 +225,10 @@ def test_what_an_action_starts_neither_reads_nor_holds_the_line(supervise, write
 
     assert retrier.wait(retrier.start("programs:read")) == Success("")
     left = retrier.wait(retrier.start("programs:leave_one")).return_value
-    try:
-        supervisor.signal(signal.SIGKILL)
-        eventually(lambda: not any(map(is_alive, pids)), "the processes end")
-    finally:
-        os.kill(left, signal.SIGKILL)
+    supervisor.signal(signal.SIGKILL)
+
+    eventually(lambda: not any(map(is_alive, pids)), "the processes end")
+    assert is_alive(left)
 
 
 def test_no_process_of_it_is_left_behind(supervise, folder, eventually):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from action_retrier import App
+from action_retrier.drivers.sqlite import SqliteDatabase
 
 READERS = [
     ("list",),
@@ -139,6 +140,17 @@ def test_a_database_that_is_none_is_a_no(run, folder):
     assert (said.code, said.out) == (1, "")
     assert "the file is no SQLite database" in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_file_that_this_user_may_not_open_is_a_no(run, shop, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", "job.db-gate")
+
+    monkeypatch.setattr(SqliteDatabase, "open", refuse)
+
+    said = run("list", "--database", "sqlite:///job.db")
+
+    assert (said.code, said.out, said.err) == (1, "", "Error: [Errno 13] Permission denied: 'job.db-gate'\n")
 
 
 def test_an_app_that_names_no_database_takes_the_one_that_the_command_names(run, write, shop):

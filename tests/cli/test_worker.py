@@ -210,9 +210,12 @@ def test_a_child_that_an_action_forks_is_ended_by_a_signal_as_any_other(start, w
 
         @app.action(max_failures=0)
         def fork() -> int:
+            reader, writer = os.pipe()
             child = os.fork()
             if child == 0:
+                os.write(writer, b"I run")
                 threading.Event().wait()
+            os.read(reader, 16)
             os.kill(child, signal.SIGTERM)
             _, status = os.waitpid(child, 0)
             return os.WTERMSIG(status)

@@ -12,7 +12,7 @@ from ..config import configure_logging, logger
 from ..errors import RetrierError
 from . import demo, doctor, runs, schema, worker
 from .loading import WrongUsage
-from .terminal import complain, say
+from .terminal import clean, complain, say
 
 
 class _Commands(TyperGroup):
@@ -21,14 +21,17 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         configure_logging(always_show=True)
+        cause: Exception
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
         except WrongUsage as error:
-            code, problem = 2, str(error)
-            logger.debug("wrong usage", exc_info=True)
-        except RetrierError as error:
-            code, problem = 1, error.message
-        complain(f"Error: {problem}")
+            code, cause = 2, error
+        except (RetrierError, OSError) as error:  # OSError: a file that this user may not open, for instance
+            code, cause = 1, error
+        logger.debug("the command failed", exc_info=cause)
+        complain(f"Error: {clean(str(cause))}")
         raise typer.Exit(code)
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 from .._clock import SystemClock
 from .._policy import to_us
 from ..config import logger
-from .process import LAST_WORDS_S, LONGEST_WAIT_S, STOP, signals_to_heed
+from .orders import LAST_WORDS_S, LONGEST_WAIT_S, STOP, signals_to_heed
 from .terminal import complain, say
 
 _FIRST_BACKOFF_S = 0.25
