@@ -402,6 +402,20 @@ def test_retention_goes_in_batches_the_oldest_first(store: Store) -> None:
     assert [store.write(prune_runs, NAMESPACE, 1000, 2) for _ in range(3)] == [2, 1, 0]
 
 
+def test_old_callbacks_that_are_pending_do_not_hold_up_the_rest(store: Store) -> None:
+    """I9: a batch is filled with what can be removed, however many older ones cannot."""
+    for _ in range(3):
+        run_that_is(store, "failed", on_complete="done", callback="pending")
+        store.clock.advance(1)
+    removable = [run_that_is(store, "succeeded") for _ in range(2)]
+    store.clock.advance(1000)
+
+    assert store.write(prune_runs, NAMESPACE, 1_000_000, 2) == 0
+    store.clock.advance(1)
+    assert store.write(prune_runs, NAMESPACE, 1_000_000, 2) == 2
+    assert not set(removable) & {row["id"] for row in store.system.table("runs")}
+
+
 def test_retention_is_the_namespaces_own(store: Store) -> None:
     run_that_is(store, "succeeded")
     store.clock.advance(1000)

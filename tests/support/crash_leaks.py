@@ -36,7 +36,7 @@ def main() -> None:
                 "memory": process.memory_full_info().uss,
                 "threads": process.num_threads(),
                 "descriptors": process.num_fds(),
-                "objects": len(gc.get_objects()),
+                "blocks": sys.getallocatedblocks(),
             }
             say("in-use", json.dumps(in_use))
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ def eventually(check: Callable[[], T], *, within_s: float = LIMIT_S, what: str =
 class Process:
     """A process of the test's, what it says line by line, and what it logs."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         self.lines: list[str] = []
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ACTION_RETRIER_")}
@@ -41,7 +41,7 @@ class Process:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), environment.get("PYTHONPATH")]))
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                command,
                 cwd=log.parent,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -133,10 +133,10 @@ class Processes:
         self._folder = folder
         self._all: list[Process] = []
 
-    def start(self, script: str, *arguments: object) -> Process:
-        """Start a program of the support directory."""
+    def start(self, script: str, *arguments: object, under: Iterable[str] = ()) -> Process:
+        """Start a program of the support directory, *under* another one or by itself."""
         log = self._folder / f"process-{len(self._all)}.log"
-        process = Process([str(SUPPORT / script), *map(str, arguments)], log)
+        process = Process([*under, sys.executable, str(SUPPORT / script), *map(str, arguments)], log)
         self._all.append(process)
         return process
 

@@ -32,7 +32,7 @@ from action_retrier import (
     _worker,
 )
 from action_retrier._worker import Worker
-from action_retrier.drivers.sqlite import leases
+from action_retrier.drivers.sqlite import leases, writer
 
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
@@ -222,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--die", metavar="POINT", default="")
     arguments.add_argument("--nth", type=int, default=1)
     arguments.add_argument("--lease-s", type=float)
+    arguments.add_argument("--checkpoint-always", action="store_true")
     modes = arguments.add_subparsers(dest="mode", required=True)
     worker = modes.add_parser("worker")
     worker.add_argument("--concurrency", type=int, default=100)
@@ -240,6 +241,8 @@ def main() -> None:
     given = parser().parse_args()
     if given.lease_s is not None:
         set_lease(given.lease_s)
+    if given.checkpoint_always:
+        writer._CHECKPOINT_BYTES = 0
     if given.die:
         crash_points.install(given.die, given.nth)
     program = Program(given.database)

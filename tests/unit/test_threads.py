@@ -74,7 +74,7 @@ async def test_threads_are_daemons_started_as_needed_and_used_again(threads: Dae
     assert alive() == []
     for _ in range(5):
         await threads.run(lambda: None)
-    assert 1 <= len(alive()) <= 2
+    assert 1 <= len(alive()) <= 3
     assert all(thread.daemon for thread in alive())
 
 

@@ -22,7 +22,7 @@ from .changes import SqliteChanges
 from .connection import OLDEST_SQLITE, connect, execute, translated
 from .handle import ConnectionHandle
 from .leases import SqliteLeases
-from .locks import lock_file
+from .locks import lock_file, used_lock_file
 from .schema import found_version, migrate, newest_version, read_meta, script
 from .transaction import SqliteTransaction
 from .urls import parse
@@ -137,6 +137,10 @@ class SqliteDatabase:
                 problem=f"{self._path} cannot be created ({error.strerror})",
                 remedy="check the directory's owner and mode",
             ) from error
+        with used_lock_file(self._gate):
+            self._set_up_in_turn()
+
+    def _set_up_in_turn(self) -> None:
         gate = lock_file(self._gate)
         # Ten processes that open a new file at once do this one after the other: switching to WAL does not wait.
         gate.acquire()

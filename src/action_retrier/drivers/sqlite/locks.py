@@ -6,10 +6,12 @@ a forked child does not keep it. Its trap is that *any* close of the file by the
 lock, so a file that this process locks is opened once, and the table below knows it.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -55,6 +57,7 @@ class LockFile:
 
 
 _files: dict[Path, LockFile] = {}
+_users: dict[Path, int] = {}
 _files_lock = threading.Lock()
 
 
@@ -65,6 +68,23 @@ def lock_file(path: Path) -> LockFile:
         if found is None or not found.is_in_place():
             found = _files[path] = LockFile(path)
         return found
+
+
+@contextlib.contextmanager
+def used_lock_file(path: Path) -> Iterator[None]:
+    """Let `lock_file` keep its file open inside; when nobody uses it any more it is closed, and stays in place."""
+    with _files_lock:
+        _users[path] = _users.get(path, 0) + 1
+    try:
+        yield
+    finally:
+        with _files_lock:
+            _users[path] -= 1
+            if not _users[path]:
+                del _users[path]
+                found = _files.pop(path, None)
+                if found is not None:
+                    os.close(found.descriptor)
 
 
 def held_here(path: Path) -> bool:
@@ -111,8 +131,8 @@ def _try_lock(descriptor: int) -> bool:
 
 def _forget_after_fork() -> None:
     # The locks stayed with the parent. The descriptors are left open: nothing here depends on them.
-    global _files, _files_lock  # noqa: PLW0603 - the child starts with empty tables
-    _files = {}
+    global _files, _users, _files_lock  # noqa: PLW0603 - the child starts with empty tables
+    _files, _users = {}, {}
     _files_lock = threading.Lock()
 
 

@@ -19,8 +19,8 @@ from ..._clock import Clock
 from ..._statements import Op, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable, RetrierError
-from .connection import connect, execute, explain, translated
-from .locks import lock_file
+from .connection import begin_immediate, connect, execute, explain, translated
+from .locks import lock_file, used_lock_file
 from .transaction import Guard, SqliteTransaction
 
 _GROUP = 200  # operations in one transaction at most: users of other processes wait for it
@@ -135,10 +135,10 @@ class Writer:
             self._thread.join()
 
     async def _wait(self, job: _LoopJob, patience_s: float | None) -> Any:
+        self._put(job)
         timer = None
         if patience_s is not None:
             timer = job.loop.call_later(patience_s, self._give_up, job)
-        self._put(job)
         try:
             await job.done
         except asyncio.CancelledError:
@@ -152,7 +152,7 @@ class Writer:
     def _wait_sync(self, job: _ThreadJob, patience_s: float | None) -> Any:
         self._put(job)
         try:
-            if not job.done.wait(patience_s) and self._withdraw(job):
+            if not job.done.wait(patience_s) and self._refuse(job):
                 raise self._too_long()
             job.done.wait()
         except KeyboardInterrupt:
@@ -161,7 +161,7 @@ class Writer:
         return job.outcome()
 
     def _give_up(self, job: _LoopJob) -> None:
-        if not job.done.done() and self._withdraw(job):
+        if not job.done.done() and self._refuse(job):
             job.done.set_exception(self._too_long())
 
     def _put(self, job: _Job) -> None:
@@ -171,18 +171,27 @@ class Writer:
             self._queue.append(job)
             self._changed.notify()
 
-    def _withdraw(self, job: _Job) -> bool:
-        """Take a job out of the queue. False: it has begun; a loan then ends as soon as it is handed over."""
+    def _refuse(self, job: _Job) -> bool:
+        """Take back a job that has waited for too long. False: its turn has come after all."""
+        with self._changed:
+            if not job.began:
+                self._queue.remove(job)
+                return True
+            # A loan may still be waiting for other processes; one that is handed over belongs to its borrower.
+            job.unwanted = job.make is None and job.result is None
+            return job.unwanted
+
+    def _withdraw(self, job: _Job) -> None:
+        """Take back a job that nobody waits for any more. A loan ends as soon as it is handed over."""
         with self._changed:
             if not job.began:
                 with contextlib.suppress(ValueError):
                     self._queue.remove(job)
-                return True
+                return
             job.unwanted = True
             loan = job.result
         if isinstance(loan, SqliteTransaction):
             loan.give_back("rollback")
-        return False
 
     def _too_long(self) -> DatabaseUnavailable:
         return DatabaseUnavailable(
@@ -194,19 +203,23 @@ class Writer:
     # The thread's side.
 
     def _work(self) -> None:
+        with used_lock_file(self._gate):
+            self._serve()
+            if self._connection is not None:
+                self._connection.close()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not self._queue and not self._stopping:
                     self._changed.wait()
                 if not self._queue:
-                    break
+                    return
                 jobs = self._take()
             if jobs[0].make is None:
                 self._lend(jobs[0])
             else:
                 self._write(jobs)
-        if self._connection is not None:
-            self._connection.close()
 
     def _take(self) -> list[_Job]:
         """Take a loan, or the operations up to the next one."""
@@ -293,7 +306,7 @@ class Writer:
         try:
             with translated(self._path):
                 connection = self._connect()
-                connection.execute("BEGIN IMMEDIATE")
+                begin_immediate(connection)
             try:
                 yield connection
                 self._check_still_open(connection)
@@ -318,6 +331,8 @@ class Writer:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(self._path, writes=True, synchronous=self._synchronous)
+            # We hold the gate: a transaction begins in a way of its own, and a checkpoint must not wait for readers.
+            self._connection.execute("PRAGMA busy_timeout = 0").fetchall()
             self._guard = Guard(self._connection)
         return self._connection
 
