@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from .config import logger
 from .drivers import Leases
+from .errors import DatabaseUnavailable
 
 HEARTBEAT_S = 3.0
 
@@ -49,7 +50,7 @@ class Heartbeat:
                 return
             try:
                 renewed = self._leases.renew(self._worker)
-            except OSError as error:
+            except (OSError, DatabaseUnavailable) as error:
                 logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
                 continue
             if not renewed:

@@ -277,6 +277,14 @@ class Process:
 Start = Callable[..., Process]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """Heed SIGINT, which shells have their background jobs ignore, and what they start in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
     """Start `python -m action_retrier ...` in the directory, each in a process group of its own, which is ended."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from action_retrier import App, SyncActionRetrier
-from action_retrier.drivers.sqlite import diagnosis
+from action_retrier.drivers.sqlite import diagnosis, leases
 
 APP = ("--database", "sqlite:///job.db")
 
@@ -152,6 +152,34 @@ def test_what_a_killed_worker_left_is_told(doctor, start, shop):
 
     assert found.only("dead workers") == ("ok", "none")
     assert found.only("interrupted runs")[0] == "error"
+
+
+def test_a_worker_that_was_stopped_is_not_taken_for_a_live_one(doctor, start, monkeypatch):
+    """It holds its lock, and gives no sign: only the others may judge it dead, but people should know."""
+    worker = start("worker", "job:app")
+    worker.hear("is ready")
+    assert doctor().only("worker")[0] == "ok"
+    worker.signal(signal.SIGSTOP)
+    monkeypatch.setattr(leases, "LEASE_US", 0)
+
+    found = doctor()
+
+    assert found.json["workers"] == []
+    assert found.only("silent worker")[0] == "warning"
+    assert f"pid {worker.pid} on " in found.only("silent worker")[1]
+
+
+def test_a_worker_whose_lock_file_was_removed_is_not_taken_for_a_live_one(doctor, start):
+    worker = start("worker", "job:app")
+    worker.hear("is ready")
+    worker.signal(signal.SIGSTOP)  # it would notice, and take a new lease
+    for lock in Path("job.db-workers").iterdir():
+        lock.unlink()
+
+    found = doctor()
+
+    assert found.json["workers"] == []
+    assert "lock file was removed" in found.only("silent worker")[1]
 
 
 def test_a_database_without_tables_is_an_error_and_stays_so(doctor, run, folder):

@@ -13,6 +13,7 @@ import pytest
 from action_retrier._ids import new_worker_id
 from action_retrier.drivers.sqlite import leases as module
 from action_retrier.drivers.sqlite.leases import LEASE_US, MARGIN_US, SqliteLeases
+from action_retrier.errors import DatabaseUnavailable
 
 HEARTBEAT_US = 3_000_000
 
@@ -280,3 +281,22 @@ def test_an_unreadable_stamp_is_no_proof(
 
 def test_nobody_is_dead_where_nobody_is(leases: SqliteLeases) -> None:
     assert leases.dead([]) == []
+
+
+def test_a_worker_that_gives_no_sign_is_told_to_people_even_by_one_that_may_not_judge(
+    folder: Path, boot: Boot, elsewhere: Elsewhere
+) -> None:
+    """A doctor has no lease of its own, and so takes nobody for dead whose lock is held."""
+    doctor = SqliteLeases(folder)
+    boot.now_us += LEASE_US
+    assert doctor.silent([elsewhere.worker]) == []
+    boot.now_us += 1
+    assert doctor.silent([elsewhere.worker]) == [elsewhere.worker]
+    assert doctor.dead([elsewhere.worker]) == []
+
+
+def test_a_directory_for_leases_that_cannot_be_made_is_told_with_the_remedy(folder: Path) -> None:
+    folder.touch()
+
+    with pytest.raises(DatabaseUnavailable, match="app.db-workers cannot be made .*check what is there"):
+        SqliteLeases(folder).acquire(new_worker_id())

@@ -79,6 +79,17 @@ def test_the_mode_of_a_file_that_is_there_is_its_owners_business(path: Path) -> 
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
+def test_a_gate_that_cannot_be_opened_is_told_with_the_remedy(path: Path) -> None:
+    """Another user's file, for one; root may open that, so this is a directory."""
+    path.with_name(f"{path.name}-gate").mkdir()
+
+    with (
+        pytest.raises(DatabaseUnavailable, match=r"app\.db-gate cannot be opened .*check its owner and mode"),
+        opened(path),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(("query", "level"), [("", 2), ("?synchronous=normal", 1), ("?synchronous=extra", 3)])
 def test_a_commit_is_on_disk_unless_the_url_says_otherwise(path: Path, query: str, level: int) -> None:
     """I1: WAL, synchronous=FULL: a committed run survives the loss of power. Never a mapped file."""

@@ -141,10 +141,9 @@ def test_every_write_of_a_callbacks_try_is_fenced(name: str) -> None:
 
 LANES = "action_retrier_runs_lanes"
 SCANS = {
-    # A bulk is a scan, by its nature; the arm that means one run is a seek.
-    "cancel_runs": {"SCAN r"},
-    "retry_runs": {"SCAN r"},
-    # Whoever owns anything now: as many as are in flight.
+    # What is under way now: as many as are in flight.
+    "cancel_runs": {"SCAN r USING INDEX action_retrier_runs_running"},
+    "select_runs": {"SCAN r USING INDEX action_retrier_runs_running"},
     "select_owners": {"SCAN action_retrier_runs USING INDEX action_retrier_runs_running"},
     "count_owned": {"SCAN action_retrier_runs USING INDEX action_retrier_runs_running"},
 }

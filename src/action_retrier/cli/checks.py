@@ -42,11 +42,13 @@ class Judgement:
     workers: list[dict[str, Any]]
 
 
-def judge(health: Health, dead: Collection[str]) -> Judgement:
-    """Judge what was read. *dead* are those workers whose lease has ended."""
-    live = [_live_worker(row) for row in health.workers if row["id"] not in dead]
+def judge(health: Health, dead: Collection[str], silent: Collection[str] = ()) -> Judgement:
+    """Judge what was read. *dead* are those workers whose lease has ended, *silent* those that give no sign of life."""
+    gone = {*dead, *silent}
+    live = [_live_worker(row) for row in health.workers if row["id"] not in gone]
     checks = [
         *_check_workers(health, live),
+        *_check_silent([row for row in health.workers if row["id"] in silent]),
         _check_dead(health, live, dead),
         _check_owners(health, live, dead),
         _check_oldest(health),
@@ -81,6 +83,13 @@ def _check_workers(health: Health, live: list[LiveWorker]) -> Iterator[Check]:
     for worker in live:
         queues = "all queues" if worker.queues is None else f"queues {', '.join(map(clean, worker.queues))}"
         yield "worker", "ok", f"pid {worker.pid} on {clean(worker.host)} since {worker.since}, {queues}"
+
+
+def _check_silent(silent: list[Row]) -> Iterator[Check]:
+    for row in silent:
+        told = f"pid {row['pid']} on {clean(row['host'])} has given no sign for longer than its lease"
+        remedy = "it is stopped (SIGSTOP, a debugger), or its lock file was removed; the others take over its runs"
+        yield "silent worker", "warning", f"{told}: {remedy}"
 
 
 def _check_dead(health: Health, live: list[LiveWorker], dead: Collection[str]) -> Check:

@@ -61,7 +61,9 @@ def examine(app: App) -> Judgement:
     database = database_of(app)
     health = database.read_sync(lambda: read_health(app.namespace, PATIENCE_US))
     known = {row["id"] for row in (*health.workers, *health.owned)}
-    return judge(health, dead=set(database.leases.dead(sorted(known))))
+    dead = set(database.leases.dead(sorted(known)))
+    silent = set(database.leases.silent(sorted(known - dead)))
+    return judge(health, dead=dead, silent=silent)
 
 
 def _print(app: App, checks: Sequence[Check]) -> None:

@@ -80,7 +80,10 @@ class Leases(Protocol):
         """End it; after its row has been deleted."""
 
     def dead(self, workers: Iterable[str]) -> list[str]:
-        """Return those of *workers* whose lease has ended."""
+        """Return those of *workers* whose lease has ended, as far as this process may judge that."""
+
+    def silent(self, workers: Iterable[str]) -> list[str]:
+        """Return those of *workers* that have given no sign for one lease, for people to look into."""
 
     def forget(self, worker: str) -> None:
         """Remove what a recovered worker has left beside the database."""

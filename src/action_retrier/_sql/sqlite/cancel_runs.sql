@@ -11,9 +11,19 @@ UPDATE action_retrier_runs
  WHERE rowid IN (
        SELECT r.rowid FROM action_retrier_runs AS r
         WHERE r.id = CAST(:id AS TEXT) AND r.namespace = CAST(:namespace AS TEXT)
-        UNION ALL -- two arms, so that one run is a seek and only a bulk is a scan
+        UNION ALL -- an arm for each partial index, so that neither one run nor a bulk looks at what has completed
        SELECT r.rowid FROM action_retrier_runs AS r
-        WHERE CAST(:id AS TEXT) IS NULL AND r.namespace = CAST(:namespace AS TEXT)
+        WHERE CAST(:id AS TEXT) IS NULL AND r.namespace = CAST(:namespace AS TEXT) AND r.state = 'pending' AND r.losses = 0
+          AND (CAST(:action AS TEXT) IS NULL OR r.action = CAST(:action AS TEXT))
+          AND (CAST(:queue AS TEXT) IS NULL OR r.queue = CAST(:queue AS TEXT))
+        UNION ALL
+       SELECT r.rowid FROM action_retrier_runs AS r
+        WHERE CAST(:id AS TEXT) IS NULL AND r.namespace = CAST(:namespace AS TEXT) AND r.state = 'pending' AND r.losses > 0
+          AND (CAST(:action AS TEXT) IS NULL OR r.action = CAST(:action AS TEXT))
+          AND (CAST(:queue AS TEXT) IS NULL OR r.queue = CAST(:queue AS TEXT))
+        UNION ALL
+       SELECT r.rowid FROM action_retrier_runs AS r
+        WHERE CAST(:id AS TEXT) IS NULL AND r.namespace = CAST(:namespace AS TEXT) AND r.state = 'running'
           AND (CAST(:action AS TEXT) IS NULL OR r.action = CAST(:action AS TEXT))
           AND (CAST(:queue AS TEXT) IS NULL OR r.queue = CAST(:queue AS TEXT)))
    AND state IN ('pending', 'running')

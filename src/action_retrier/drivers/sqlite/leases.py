@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..._clock import boot_time_us
+from ...errors import DatabaseUnavailable
 from .locks import close_lock_file, held_here, lock_file, probe
 
 LEASE_US = 10_000_000
@@ -32,7 +33,13 @@ class SqliteLeases:
 
     def acquire(self, worker: str) -> None:
         """Take the lease of a fresh worker id."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnavailable(
+                problem=f"the directory {self._directory} cannot be made ({error.strerror})",
+                remedy="workers keep their leases in it: check what is there, and the mode of the directory around it",
+            ) from error
         file = lock_file(self._path(worker))
         if not file.acquire_now():
             raise RuntimeError(f"{file.path} is locked by another process, which cannot be: ids are unique")
@@ -86,6 +93,18 @@ class SqliteLeases:
         if is_free:
             return True
         return may_judge and stamp.isdigit() and now - int(stamp) > LEASE_US
+
+    def silent(self, workers: Iterable[str]) -> list[str]:
+        """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""
+        now = boot_time_us()
+        return [worker for worker in workers if now - self._last_sign(worker) > LEASE_US]
+
+    def _last_sign(self, worker: str) -> int:
+        path = self._path(worker)
+        if held_here(path):
+            return _renewed.get(worker, 0)
+        seen = probe(path)
+        return int(seen[1]) if seen is not None and seen[1].isdigit() else 0
 
     def forget(self, worker: str) -> None:
         """Remove the file of a recovered worker."""

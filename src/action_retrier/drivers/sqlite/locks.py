@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...errors import DatabaseUnavailable
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -22,7 +24,14 @@ class LockFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, _FLAGS, 0o600)
+        try:
+            self.descriptor = os.open(path, _FLAGS, 0o600)
+        except OSError as error:
+            raise DatabaseUnavailable(
+                problem=f"{path} cannot be opened ({error.strerror})",
+                remedy="it stands beside the database, for the processes on it to take turns: "
+                "check its owner and mode, and those of the directory",
+            ) from error
         self._turn = threading.Lock()
 
     def acquire(self) -> None:

@@ -122,6 +122,11 @@ CREATE INDEX action_retrier_runs_completed
     ON action_retrier_runs (completed_at)
  WHERE completed_at IS NOT NULL;
 
+-- For people, who ask for these among millions that succeeded.
+CREATE INDEX action_retrier_runs_unsuccessful
+    ON action_retrier_runs (namespace, state)
+ WHERE state IN ('failed', 'canceled');
+
 -- Attempts that did not succeed. A success is told by its run's own row.
 CREATE TABLE action_retrier_attempts (
     run_id     TEXT    NOT NULL,
