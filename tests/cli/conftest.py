@@ -279,10 +279,12 @@ Start = Callable[..., Process]
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals_as_in_a_terminal() -> Iterator[None]:
-    """Heed SIGINT, which shells have their background jobs ignore, and what they start in turn."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Heed what nohup, or a shell's background job, would have us ignore, and what we start in turn."""
+    heeded = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
