@@ -14,7 +14,7 @@ import pytest
 from action_retrier._ops.control import Filter, cancel_runs
 from action_retrier._ops.workers import list_workers
 from action_retrier.drivers import Database, open_database
-from action_retrier.drivers.sqlite import schema
+from action_retrier.drivers.sqlite import schema, writer
 from action_retrier.errors import DatabaseUnavailable, SchemaMismatch
 from action_retrier.testing import ManualClock
 
@@ -103,6 +103,20 @@ def test_a_commit_is_on_disk_unless_the_url_says_otherwise(path: Path, query: st
     assert asked["synchronous"] == (level,)
     assert asked["journal_mode"] == ("wal",)
     assert asked["mmap_size"] in {None, (0,)}
+
+
+def test_a_log_that_stays_large_is_not_copied_back_at_each_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite keeps the file as large as it was once, and a reader may keep its content from being used up."""
+    monkeypatch.setattr(writer, "_CHECKPOINT_BYTES", 0)
+    texts: list[str] = []
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        database._writer._connection.set_trace_callback(texts.append)  # type: ignore[attr-defined]
+        monkeypatch.setattr(database._writer, "_checkpoint_at_s", 0.0)  # type: ignore[attr-defined]
+        monkeypatch.setattr(writer, "_CHECKPOINT_PAUSE_S", 3600)
+        for _ in range(10):
+            database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+    assert sum("wal_checkpoint" in text for text in texts) == 1
 
 
 def test_opening_again_keeps_the_installation(path: Path) -> None:

@@ -178,6 +178,7 @@ def test_a_transaction_that_read_while_somebody_writes_is_told_why_it_may_not_wr
 def test_somebody_who_reads_for_long_keeps_no_writer_waiting(program, connection, monkeypatch):
     """The WAL cannot be emptied meanwhile; whoever tries gives up at once, since it holds up all the others."""
     monkeypatch.setattr(writer, "_CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(writer, "_CHECKPOINT_PAUSE_S", 0)
     monkeypatch.setattr(writer, "_TRUNCATE_BYTES", 0)
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM orders").fetchone()

@@ -67,7 +67,7 @@ def install(point: str, nth: int = 1) -> None:
     elif group == "stamp":
         _wrap(locks.LockFile, "write", "stamp")
     elif group == "checkpoint":
-        writer._CHECKPOINT_BYTES = 0
+        writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
         _wrap(writer.Writer, "_checkpoint", "checkpoint")
     elif group == "wal":
         _wrap(database, "_switch_to_wal", "wal")

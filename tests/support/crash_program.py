@@ -242,7 +242,7 @@ def main() -> None:
     if given.lease_s is not None:
         set_lease(given.lease_s)
     if given.checkpoint_always:
-        writer._CHECKPOINT_BYTES = 0
+        writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
     if given.die:
         crash_points.install(given.die, given.nth)
     program = Program(given.database)

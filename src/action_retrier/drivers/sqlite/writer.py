@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from .transaction import Guard, SqliteTransaction
 
 _GROUP = 200  # operations in one transaction at most: users of other processes wait for it
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # size of the WAL from which its content is copied back
+_CHECKPOINT_PAUSE_S = 0.25  # the file stays as large as it was, and a reader may pin its content: not at each commit
 _TRUNCATE_BYTES = 64 * 1024 * 1024  # from which we insist on emptying it
 _LONG_LOAN_S = 5.0
 
@@ -76,6 +78,7 @@ class Writer:
         self._committed = committed
         self._connection: sqlite3.Connection | None = None
         self._guard: Guard | None = None
+        self._checkpoint_at_s = 0.0
         self._queue: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -350,11 +353,15 @@ class Writer:
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         """Copy the WAL back when it has grown; we hold the gate, so no process of ours is in the way."""
+        now_s = time.monotonic()
+        if now_s < self._checkpoint_at_s:
+            return
         try:
             size = self._path.with_name(self._path.name + "-wal").stat().st_size
         except OSError:
             return
         if size >= _CHECKPOINT_BYTES:
+            self._checkpoint_at_s = now_s + _CHECKPOINT_PAUSE_S
             mode = "TRUNCATE" if size >= _TRUNCATE_BYTES else "PASSIVE"
             with contextlib.suppress(sqlite3.Error):  # a reader is in the way: the next one tries again
                 connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
