@@ -6,8 +6,12 @@ which database it happens, is the fixture's parameter.
 """
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
+import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -17,6 +21,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
+
+import psycopg
+from psycopg.rows import dict_row
 
 from action_retrier._clock import Clock
 from action_retrier._ids import new_run_id, new_worker_id
@@ -32,7 +39,9 @@ from action_retrier.drivers import Database, Executor, Transaction, open_databas
 from action_retrier.results import Run, RunStatus
 from action_retrier.testing import ManualClock
 
-SYSTEMS = ["sqlite"]
+from .support import postgres_server
+
+SYSTEMS = ["sqlite", "postgres"]
 """Database systems; a test of the store runs on each."""
 COLOURS = ["sync", "async"]
 NAMESPACE = "default"
@@ -117,10 +126,75 @@ class SqliteSystem:
             one.close()
 
 
+class PostgresSystem:
+    """A schema of its own in a real server, which the tests bring along."""
+
+    def __init__(self, url: str) -> None:
+        self.schema = f"t{secrets.token_hex(8)}"
+        self.url = f"{url}{'&' if '?' in url else '?'}schema={self.schema}"
+        self._server = url
+        self._opened: list[Any] = []
+        self._look = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+        self._look.execute(f"CREATE SCHEMA {self.schema}_own; CREATE TABLE {self.schema}_own.notes (text text UNIQUE)")
+
+    def open(self, clock: Clock, **options: Any) -> Database:
+        """Open the database as one more process would."""
+        database = open_database(self.url, clock=clock, auto_migrate=options.pop("auto_migrate", True))
+        assert not options
+        database.open()
+        self._opened.append(database)
+        return database
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        """Open a connection of the user's own."""
+        connection = psycopg.connect(self._server, **options)
+        self._opened.append(connection)
+        return connection
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return what is committed in one of our tables."""
+        return self._look.execute(f"SELECT * FROM {self.schema}.{name}").fetchall()  # noqa: S608
+
+    def write_note(self, connection: Any, text: str) -> None:
+        """Write to the user's own table."""
+        connection.execute(f"INSERT INTO {self.schema}_own.notes (text) VALUES (%s)", (text,))  # noqa: S608
+
+    def notes(self) -> list[str]:
+        """Return what is committed in it."""
+        rows = self._look.execute(f"SELECT text FROM {self.schema}_own.notes ORDER BY ctid").fetchall()  # noqa: S608
+        return [row["text"] for row in rows]
+
+    def waiting(self, database: Any) -> int:
+        """Return how many writes wait for the writing session."""
+        return len(database._writer._queue)
+
+    def close(self) -> None:
+        """Close what tests have opened, and leave nothing behind."""
+        for one in reversed(self._opened):
+            one.close()
+        self._look.execute(f"DROP SCHEMA IF EXISTS {self.schema}, {self.schema}_own CASCADE")
+        self._look.close()
+
+
+@functools.cache
+def postgres_url() -> str:
+    """Return the URL of the server that this process's tests share; it ends with the process."""
+    given = os.environ.get(postgres_server.URL_VARIABLE)
+    if given:
+        return given
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(postgres_server.running_server()).url
+
+
 def open_system(name: str, folder: Path) -> System:
     """Return a fresh database of the system *name*."""
-    assert name in SYSTEMS
-    return SqliteSystem(folder)
+    match name:
+        case "sqlite":
+            return SqliteSystem(folder)
+        case "postgres":
+            return PostgresSystem(postgres_url())
+    raise ValueError(name)
 
 
 def in_thread(call: Callable[..., Any], *args: Any) -> "Future[Any]":
@@ -155,7 +229,7 @@ class OpenTransaction:
 
     @property
     def connection(self) -> Any:
-        return self.raw.connection
+        return self.raw.connection("sync")
 
     @property
     def is_open(self) -> bool:
@@ -167,10 +241,10 @@ class OpenTransaction:
         return self._store.wait(self.raw.run(op(*args, **kwargs)))
 
     def user_code(self) -> AbstractContextManager[None]:
-        return self.raw.user_code()
+        return self._store.entered(self.raw.user_code_sync, self.raw.user_code)
 
     def savepoint(self) -> AbstractContextManager[None]:
-        return self.raw.savepoint()
+        return self._store.entered(self.raw.savepoint_sync, self.raw.savepoint)
 
     def abandon(self) -> None:
         self.raw.abandon()
@@ -228,14 +302,20 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[OpenTransaction]:
-        if self._loop is None:
-            with self.database.transaction_sync() as transaction:
-                yield OpenTransaction(self, transaction)
-            return
-        manager = self.database.transaction()
-        transaction = self.wait(manager.__aenter__())
-        try:
+        with self.entered(self.database.transaction_sync, self.database.transaction) as transaction:
             yield OpenTransaction(self, transaction)
+
+    @contextlib.contextmanager
+    def entered(self, sync: Callable[[], Any], make: Callable[[], Any]) -> Iterator[Any]:
+        """Enter one of two context managers that are the same but for their colour."""
+        if self._loop is None:
+            with sync() as value:
+                yield value
+            return
+        manager = make()
+        value = self.wait(manager.__aenter__())
+        try:
+            yield value
         except BaseException as error:
             if not self.wait(manager.__aexit__(type(error), error, error.__traceback__)):
                 raise

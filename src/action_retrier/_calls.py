@@ -161,7 +161,7 @@ class Calls:
 
     def run_of(self, row: Row, attempts: Rows, workers: Rows) -> Run:
         """Build the run that `get` has read."""
-        return reads.run_of(row, attempts, self._alive(workers))
+        return reads.run_of(row, attempts, self.database.leases.alive(workers))
 
     def listing(
         self,
@@ -186,11 +186,7 @@ class Calls:
 
     def page_of(self, limit: int, rows: Rows, attempts: Rows, workers: Rows) -> Page:
         """Build the page that `listing` has read."""
-        return reads.page_of(rows, attempts, self._alive(workers), limit)
-
-    def _alive(self, workers: Rows) -> Rows:
-        dead = self.database.leases.dead([row["id"] for row in workers])
-        return [row for row in workers if row["id"] not in dead]
+        return reads.page_of(rows, attempts, self.database.leases.alive(workers), limit)
 
     # Steering.
 

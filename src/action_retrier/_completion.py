@@ -97,7 +97,7 @@ class Completion:
 
     async def _complete_in(self, transaction: Transaction, report: Report) -> bool:
         try:
-            with transaction.savepoint():
+            async with transaction.savepoint():
                 return await self._finish_and_call(transaction, report)
         except BaseException as error:
             if not transaction.is_open or _is_being_canceled():

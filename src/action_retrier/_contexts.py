@@ -139,4 +139,4 @@ class MutationCtx:
             raise InvalidContext(
                 problem="the transaction of this ctx has ended", remedy="do not keep ctx beyond its mutation or block"
             )
-        return self._transaction.connection
+        return self._transaction.connection(self._colour)

@@ -34,7 +34,7 @@ class Maintenance:
         # Owners without a row are asked after as well: nobody else would.
         owners = await self._database.read(lambda: list_owners(namespace))
         others = sorted(owners - {own})
-        dead = self._database.leases.dead(others) if others else []
+        dead = await self._database.leases.dead(others) if others else []
         for worker in dead:
             count = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]
             if count is not None:
@@ -44,7 +44,7 @@ class Maintenance:
 
     def _recover(self, worker: str) -> Op[int | None]:
         """Recover, unless it has shown a sign of life since we looked: we have the write lock now."""
-        if not self._database.leases.dead([worker]):
+        if not self._database.leases.is_still_dead(worker):
             return None
         return (yield from recover_worker(worker, self._rng))
 

@@ -64,7 +64,7 @@ class Mutations:
             RuntimeError: It tried to end the transaction.
         """
         ended = _Ended()
-        with transaction.user_code():
+        async with transaction.user_code():
             task = asyncio.ensure_future(self._start(transaction, mutation, arguments, ended))
             try:
                 in_time = await _wait(task, round(mutation.timeout_ms * 1000), self._clock)
@@ -115,7 +115,7 @@ class Mutations:
                 ended.error = error
             done.set()
 
-        with transaction.user_code():
+        with transaction.user_code_sync():
             self._threads.submit(work)
             if not done.wait(mutation.timeout_ms / 1000):
                 transaction.abandon()

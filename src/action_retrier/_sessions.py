@@ -61,8 +61,9 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
     async def _open(self) -> AsyncIterator[MutationCtx]:
         refuse_inside_transaction(self._database)
         async with self._database.transaction() as transaction:
-            with opened_here(self._database), transaction.user_code():
-                yield MutationCtx(transaction, self._database, "async")
+            with opened_here(self._database):
+                async with transaction.user_code():
+                    yield MutationCtx(transaction, self._database, "async")
 
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[MutationCtx]:
@@ -70,7 +71,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
         with (
             self._database.transaction_sync() as transaction,
             opened_here(self._database),
-            transaction.user_code(),
+            transaction.user_code_sync(),
         ):
             yield MutationCtx(transaction, self._database, "sync")
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from ._calls import Call
+from ._ops.starts import may_wait
 from ._policy import CallOptions, PolicyOptions
 from ._statements import Op
 from .app import App
@@ -53,7 +54,7 @@ class SyncActionRetrier:
         **options: Unpack[CallOptions],
     ) -> str:
         start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     @_like(ActionRetrier.run_at)
@@ -70,7 +71,7 @@ class SyncActionRetrier:
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
         start = self._calls.start_at(ctx, when, call)
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     @_like(ActionRetrier.run_after)
@@ -87,13 +88,13 @@ class SyncActionRetrier:
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
         start = self._calls.start_after(ctx, delay_ms, call)
-        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     @_like(ActionRetrier.run_many)
     def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
         starts = self._calls.start_many(ctx, calls)
-        return self._write(ctx, lambda: self._calls.start_op(starts))
+        return self._write(ctx, lambda: self._calls.start_op(starts), apart=may_wait(starts))
 
     @_like(ActionRetrier.status)
     def status(self, ctx: object, run_id: str) -> RunStatus:
@@ -167,10 +168,10 @@ class SyncActionRetrier:
         which = self._calls.which("retry_all", action=action, queue=queue, everything=everything)
         return self._write(ctx, lambda: self._calls.retry_all(which))
 
-    def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+    def _write(self, ctx: object, make: Callable[[], Op[T]], *, apart: bool = True) -> T:
         target = self._calls.targets.find(ctx, "sync", writes=True)
         if target is None:
-            return self._calls.database.write_sync(make, patience_s=WRITE_PATIENCE_S)
+            return self._calls.database.write_sync(make, patience_s=WRITE_PATIENCE_S, apart=apart)
         return target.run_sync(make())
 
     def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:

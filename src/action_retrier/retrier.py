@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, Unpack
 
 from ._calls import Call, Calls
 from ._functions import Action, Bound, Mutation
+from ._ops.starts import may_wait
 from ._policy import CallOptions, PolicyOptions
 from ._statements import Op
 from .app import App
@@ -71,7 +72,7 @@ class ActionRetrier:
             ValueError, TypeError: A wrong option.
         """
         start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
-        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     async def run_at(
@@ -96,7 +97,7 @@ class ActionRetrier:
         """
         call = Call(action, args, on_complete=on_complete, context=context, **options)
         start = self._calls.start_at(ctx, when, call)
-        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     async def run_after(
@@ -113,13 +114,13 @@ class ActionRetrier:
         """Start a run that is due *delay_ms* milliseconds from now; otherwise like `run`."""
         call = Call(action, args, on_complete=on_complete, context=context, **options)
         start = self._calls.start_after(ctx, delay_ms, call)
-        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]))
+        (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     async def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
         """Start many runs at once, all or none of them, and return their ids in order."""
         starts = self._calls.start_many(ctx, calls)
-        return await self._write(ctx, lambda: self._calls.start_op(starts))
+        return await self._write(ctx, lambda: self._calls.start_op(starts), apart=may_wait(starts))
 
     async def status(self, ctx: object, run_id: str) -> RunStatus:
         """
@@ -264,10 +265,10 @@ class ActionRetrier:
         which = self._calls.which("retry_all", action=action, queue=queue, everything=everything)
         return await self._write(ctx, lambda: self._calls.retry_all(which))
 
-    async def _write(self, ctx: object, make: Callable[[], Op[T]]) -> T:
+    async def _write(self, ctx: object, make: Callable[[], Op[T]], *, apart: bool = True) -> T:
         target = self._calls.targets.find(ctx, "async", writes=True)
         if target is None:
-            return await self._calls.database.write(make, patience_s=WRITE_PATIENCE_S)
+            return await self._calls.database.write(make, patience_s=WRITE_PATIENCE_S, apart=apart)
         return await target.run(make())
 
     async def _read(self, ctx: object, make: Callable[[], Op[T]]) -> T:

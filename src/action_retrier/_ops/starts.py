@@ -32,6 +32,11 @@ class Start:
     idempotency_key: str | None = None
 
 
+def may_wait(starts: Sequence[Start]) -> bool:
+    """Tell whether starting these may have to wait for a user's transaction, which has taken a key and not ended."""
+    return any(start.idempotency_key is not None for start in starts)
+
+
 def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     """
     Insert runs, and return their ids in order; a known idempotency key gives its run's id.

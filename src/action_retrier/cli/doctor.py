@@ -1,5 +1,6 @@
 """``doctor``: is the database well, and does everything that waits have somebody who does it?"""
 
+import asyncio
 from collections.abc import Sequence
 
 import typer
@@ -61,8 +62,8 @@ def examine(app: App) -> Judgement:
     database = database_of(app)
     health = database.read_sync(lambda: read_health(app.namespace, PATIENCE_US))
     known = {row["id"] for row in (*health.workers, *health.owned)}
-    dead = set(database.leases.dead(sorted(known)))
-    silent = set(database.leases.silent(sorted(known - dead)))
+    dead = set(asyncio.run(database.leases.dead(sorted(known))))
+    silent = set(asyncio.run(database.leases.silent(sorted(known - dead))))
     return judge(health, dead=dead, silent=silent)
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, Protocol, TypeVar
 
 from .._clock import Clock
-from .._statements import Op
+from .._statements import Op, Rows
 
 T = TypeVar("T")
 Colour = Literal["async", "sync"]
@@ -21,9 +21,8 @@ Colour = Literal["async", "sync"]
 class Transaction(Protocol):
     """A transaction of ours that is open, on the connection that user code receives."""
 
-    @property
-    def connection(self) -> Any:
-        """The driver's own connection, as ``MutationCtx.db``."""
+    def connection(self, colour: Colour) -> Any:
+        """Return the driver's own connection, in that colour if it has several, as ``MutationCtx.db``."""
 
     @property
     def is_open(self) -> bool:
@@ -35,7 +34,7 @@ class Transaction(Protocol):
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
 
-    def user_code(self) -> AbstractContextManager[None]:
+    def user_code(self) -> AbstractAsyncContextManager[None]:
         """
         Guard a stretch in which user code holds the connection.
 
@@ -43,7 +42,13 @@ class Transaction(Protocol):
             RuntimeError: On leaving, if the code committed or rolled back, or tried to.
         """
 
-    def savepoint(self) -> AbstractContextManager[None]:
+    def user_code_sync(self) -> AbstractContextManager[None]:
+        """Guard a stretch in which user code holds the connection."""
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+
+    def savepoint_sync(self) -> AbstractContextManager[None]:
         """Undo what happens inside if it raises, and nothing else."""
 
     def abandon(self) -> None:
@@ -79,10 +84,16 @@ class Leases(Protocol):
     def release(self, worker: str) -> None:
         """End it; after its row has been deleted."""
 
-    def dead(self, workers: Iterable[str]) -> list[str]:
+    async def dead(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* whose lease has ended, as far as this process may judge that."""
 
-    def silent(self, workers: Iterable[str]) -> list[str]:
+    def alive(self, workers: Rows) -> Rows:
+        """Of the workers' rows, return those of the living, as far as can be told without asking."""
+
+    def is_still_dead(self, worker: str) -> bool:
+        """Look again, in the transaction that recovers the runs of a worker that was found dead."""
+
+    async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, for people to look into."""
 
     def forget(self, worker: str) -> None:
@@ -150,16 +161,17 @@ class Database(Protocol):
     def read_sync(self, make: Callable[[], Op[T]]) -> T:
         """Run an operation that writes nothing."""
 
-    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
         """
         Run an operation in a transaction of its own, together with its neighbours.
 
         Args:
             make: Makes the operation; more than once if the transaction is repeated.
             patience_s: Give up if it has not begun by then; None waits for ever.
+            apart: It may have to wait for a user's open transaction: nobody else should wait with it.
         """
 
-    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
         """Run an operation in a transaction of its own, together with its neighbours."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -193,10 +205,13 @@ def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
 
         return SqliteDatabase(url, rest, clock=clock, auto_migrate=auto_migrate)
     if separator and scheme in {"postgresql", "postgres"}:
-        raise ValueError(
-            f"database {mask_password(url)!r}: PostgreSQL is not supported by this version yet: "
-            "use sqlite:///FILE, or a later version"
-        )
+        try:
+            from .postgres import PostgresDatabase  # noqa: PLC0415 - only the driver that is used is imported
+        except ImportError as error:
+            raise ValueError(
+                f"database {mask_password(url)!r} needs psycopg: pip install 'action-retrier[postgres]'"
+            ) from error
+        return PostgresDatabase(url, clock=clock, auto_migrate=auto_migrate)
     raise ValueError(
         f"database {mask_password(url)!r} is not a URL that this library knows: "
         "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."

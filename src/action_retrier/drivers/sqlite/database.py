@@ -205,13 +205,13 @@ class SqliteDatabase:
         self._idle_readers.put(connection)
         return result
 
-    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:  # noqa: ARG002 - one writer
         """Run an operation in a transaction of its own, together with its neighbours."""
         await self._open_async()
         result: T = await self._current_writer.run(make, patience_s)
         return result
 
-    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None) -> T:
+    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:  # noqa: ARG002 - one writer
         """Run an operation in a transaction of its own, together with its neighbours."""
         self.open()
         result: T = self._current_writer.run_sync(make, patience_s)

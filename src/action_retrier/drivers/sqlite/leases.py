@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..._clock import boot_time_us
+from ..._statements import Rows
 from ...errors import DatabaseUnavailable
 from .locks import close_lock_file, held_here, lock_file, probe
 
@@ -67,18 +68,23 @@ class SqliteLeases:
         _renewed.pop(worker, None)
         self._unbroken_since.pop(worker, None)
 
-    def dead(self, workers: Iterable[str]) -> list[str]:
+    async def dead(self, workers: Iterable[str]) -> list[str]:
         """
         Return those of *workers* whose lease has ended.
 
         A free lock is proof. Silence counts only for one who has renewed a lease of its own
         without a gap for one lease: after a suspended machine wakes, everybody is silent.
         """
+        return [worker for worker in workers if self.is_still_dead(worker)]
+
+    def alive(self, workers: Rows) -> Rows:
+        """Of the workers' rows, return those of the living."""
+        return [row for row in workers if not self.is_still_dead(row["id"])]
+
+    def is_still_dead(self, worker: str) -> bool:
+        """Tell whether the lease of *worker* has ended: nobody can renew it while the write lock is ours."""
         now = boot_time_us()
         may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
-        return [worker for worker in workers if self._is_dead(worker, now, may_judge=may_judge)]
-
-    def _is_dead(self, worker: str, now: int, *, may_judge: bool) -> bool:
         path = self._path(worker)
         if held_here(path):
             # A worker of this very process: the lock says nothing, and a probe would drop it.
@@ -94,7 +100,7 @@ class SqliteLeases:
             return True
         return may_judge and stamp.isdigit() and now - int(stamp) > LEASE_US
 
-    def silent(self, workers: Iterable[str]) -> list[str]:
+    async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""
         now = boot_time_us()
         return [worker for worker in workers if now - self._last_sign(worker) > LEASE_US]

@@ -5,12 +5,13 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..._clock import Clock
 from ..._statements import Op, Rows, Statement, adrive, drive
+from .. import Colour
 from .connection import ISOLATION, execute, translated
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class SqliteTransaction:
     """
 
     def __init__(self, connection: sqlite3.Connection, guard: Guard, path: Path, clock: Clock) -> None:
-        self.connection = connection
+        self._connection = connection
         self.decision: Decision = "rollback"
         self.ended: object = None
         self._guard = guard
@@ -126,12 +127,12 @@ class SqliteTransaction:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction, here: it has the lock already and waits for nobody."""
-        with self.savepoint():
+        with self.savepoint_sync():
             return await adrive(op, self._execute)
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        with self.savepoint():
+        with self.savepoint_sync():
             return drive(op, self._execute_now)
 
     async def _execute(self, statement: Statement) -> Rows:
@@ -139,17 +140,27 @@ class SqliteTransaction:
 
     def _execute_now(self, statement: Statement) -> Rows:
         with translated(self._path):
-            return execute(self.connection, statement, self._clock.now_us())
+            return execute(self._connection, statement, self._clock.now_us())
+
+    def connection(self, colour: Colour) -> sqlite3.Connection:  # noqa: ARG002 - it has one
+        """Return the writing connection."""
+        return self._connection
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        with self.savepoint_sync():
+            yield
 
     @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint_sync(self) -> Iterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
         self._control(_SAVEPOINT)
         try:
             yield
         except BaseException:
             # An error that made SQLite roll back took the savepoint along; the writer will notice.
-            if self.is_open and self.connection.in_transaction:
+            if self.is_open and self._connection.in_transaction:
                 self._control(_ROLLBACK_TO)
                 self._control(_RELEASE)
             raise
@@ -157,10 +168,16 @@ class SqliteTransaction:
 
     def _control(self, text: str) -> None:
         with translated(self._path), self._guard.our_code():
-            self.connection.execute(text)
+            self._connection.execute(text)
+
+    @contextlib.asynccontextmanager
+    async def user_code(self) -> AsyncIterator[None]:
+        """Deny transaction control while user code holds the connection."""
+        with self.user_code_sync():
+            yield
 
     @contextlib.contextmanager
-    def user_code(self) -> Iterator[None]:
+    def user_code_sync(self) -> Iterator[None]:
         """
         Deny transaction control while user code holds the connection.
 
@@ -177,10 +194,10 @@ class SqliteTransaction:
         if self.is_open:
             # Whatever the code has set on the connection stays its own.
             with contextlib.suppress(sqlite3.ProgrammingError):  # it may have closed the connection
-                self.connection.row_factory = None
-                self.connection.text_factory = str
-                if self.connection.isolation_level != ISOLATION:
-                    self.connection.isolation_level = ISOLATION
+                self._connection.row_factory = None
+                self._connection.text_factory = str
+                if self._connection.isolation_level != ISOLATION:
+                    self._connection.isolation_level = ISOLATION
         if tried:
             raise RuntimeError(
                 f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction commits together "

@@ -1,0 +1,27 @@
+-- Cancel runs that have not completed. The callback is left to a worker that knows it.
+-- In:  namespace, id (NULL = all that the filters leave), action, queue (NULL = any), now (us UTC)
+-- Out: id, attempt, worker (NULL unless an attempt was under way).
+WITH clock AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
+), chosen AS MATERIALIZED (
+    SELECT r.id
+      FROM {schema}.runs AS r
+     WHERE r.namespace = CAST(:namespace AS text)
+       AND r.state IN ('pending', 'running')
+       AND (r.id = CAST(:id AS text)
+            OR (CAST(:id AS text) IS NULL
+                AND (CAST(:action AS text) IS NULL OR r.action = CAST(:action AS text))
+                AND (CAST(:queue AS text) IS NULL OR r.queue = CAST(:queue AS text))))
+     ORDER BY r.id
+       FOR UPDATE
+)
+UPDATE {schema}.runs AS r
+   SET state = 'canceled',
+       completed_at = clock.now,
+       losses = 0,
+       callback_state = CASE r.on_complete WHEN '' THEN 'none' ELSE 'pending' END,
+       callback_due_at = CASE r.on_complete WHEN '' THEN NULL ELSE clock.now END,
+       callback_tries = 0, callback_losses = 0, callback_error = NULL
+  FROM chosen, clock
+ WHERE r.id = chosen.id AND r.state IN ('pending', 'running')
+RETURNING r.id, r.attempt, r.worker;

@@ -1,0 +1,50 @@
+-- Close runs, each only if the attempt that reports still owns it.
+-- In:  moves (JSON array of {id, attempt (fencing token), state (terminal), failures, result, error_type, error,
+--      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_losses,
+--      progress, progress_message}), now (us UTC)
+-- Out: id, is_busy (a row that somebody's open transaction holds: nothing was written, try again); a missing id
+--      was not owned any more, which is not an error.
+-- SQLite has one writer, and so nobody who is busy.
+WITH clock AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
+), moves AS MATERIALIZED (
+    SELECT one.*
+      FROM json_to_recordset(CAST(:moves AS json)) AS one (
+           id text, attempt bigint, state text, failures bigint, result text, error_type text, error text,
+           callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_losses bigint,
+           progress double precision, progress_message text)
+), locked AS MATERIALIZED (
+    SELECT r.id
+      FROM {schema}.runs AS r
+      JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
+     ORDER BY r.id
+       FOR UPDATE OF r SKIP LOCKED
+), written AS (
+    UPDATE {schema}.runs AS r
+       SET state = moves.state,
+           completed_at = clock.now,
+           failures = moves.failures,
+           losses = 0,
+           result = moves.result,
+           error_type = moves.error_type,
+           error = moves.error,
+           callback_state = moves.callback,
+           callback_tries = coalesce(moves.callback_tries, 0),
+           callback_losses = coalesce(moves.callback_losses, 0),
+           callback_due_at = CASE WHEN moves.callback = 'pending' THEN clock.now + coalesce(moves.callback_delay, 0) END,
+           callback_error = moves.callback_error,
+           callback_worker = NULL,
+           progress = coalesce(moves.progress, r.progress),
+           progress_message = coalesce(moves.progress_message, r.progress_message)
+      FROM locked
+      JOIN moves ON moves.id = locked.id
+     CROSS JOIN clock
+     WHERE r.id = locked.id AND r.state = 'running' AND r.attempt = moves.attempt
+    RETURNING r.id
+)
+SELECT id, false AS is_busy FROM written
+ UNION ALL
+SELECT r.id, true
+  FROM {schema}.runs AS r
+  JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
+ WHERE NOT EXISTS (SELECT 1 FROM locked WHERE locked.id = r.id);

@@ -1,0 +1,15 @@
+-- Free a callback whose worker is gone.
+-- In:  id, worker (the dead one), delay (us), lost (1 if it may have killed the worker, 0 if it was given back), error, now (us UTC)
+-- Out: the id.
+WITH clock AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
+)
+UPDATE {schema}.runs AS r
+   SET callback_worker = NULL,
+       callback_losses = r.callback_losses + CAST(:lost AS bigint),
+       callback_tries = r.callback_tries - 1 + CAST(:lost AS bigint),
+       callback_error = coalesce(CAST(:error AS text), r.callback_error),
+       callback_due_at = clock.now + CAST(:delay AS bigint)
+  FROM clock
+ WHERE r.id = CAST(:id AS text) AND r.callback_state = 'pending' AND r.callback_worker = CAST(:worker AS text)
+RETURNING r.id;

@@ -1,0 +1,40 @@
+-- Give runs back for a later attempt, each only if the attempt that reports still owns it.
+-- In:  moves (JSON array of {id, attempt (fencing token), delay (us; 0 keeps the due time), failures, losses,
+--      error_type, error (NULL keeps the last one), progress, progress_message}), now (us UTC)
+-- Out: as for finish_runs.
+WITH clock AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
+), moves AS MATERIALIZED (
+    SELECT one.*
+      FROM json_to_recordset(CAST(:moves AS json)) AS one (
+           id text, attempt bigint, delay bigint, failures bigint, losses bigint, error_type text, error text,
+           progress double precision, progress_message text)
+), locked AS MATERIALIZED (
+    SELECT r.id
+      FROM {schema}.runs AS r
+      JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
+     ORDER BY r.id
+       FOR UPDATE OF r SKIP LOCKED
+), written AS (
+    UPDATE {schema}.runs AS r
+       SET state = 'pending',
+           worker = NULL,
+           due_at = CASE moves.delay WHEN 0 THEN r.due_at ELSE clock.now + moves.delay END,
+           failures = moves.failures,
+           losses = moves.losses,
+           error_type = coalesce(moves.error_type, r.error_type),
+           error = coalesce(moves.error, r.error),
+           progress = coalesce(moves.progress, r.progress),
+           progress_message = coalesce(moves.progress_message, r.progress_message)
+      FROM locked
+      JOIN moves ON moves.id = locked.id
+     CROSS JOIN clock
+     WHERE r.id = locked.id AND r.state = 'running' AND r.attempt = moves.attempt
+    RETURNING r.id
+)
+SELECT id, false AS is_busy FROM written
+ UNION ALL
+SELECT r.id, true
+  FROM {schema}.runs AS r
+  JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
+ WHERE NOT EXISTS (SELECT 1 FROM locked WHERE locked.id = r.id);

@@ -1,0 +1,5 @@
+"""PostgreSQL, by psycopg 3: as many machines as wanted, one primary."""
+
+from .database import PostgresDatabase
+
+__all__ = ["PostgresDatabase"]

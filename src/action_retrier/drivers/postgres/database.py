@@ -1,0 +1,243 @@
+"""A PostgreSQL database: opening it, reading, writing, and looking after it."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import psycopg
+
+from ..._clock import Clock
+from ..._statements import Op, drive
+from ..._threads import DaemonThreads
+from ...errors import SchemaMismatch
+from .. import Colour, mask_password
+from .connection import BEGIN, check_commit, connect, is_transient, translated
+from .leases import PostgresLeases
+from .line import Line
+from .listener import Listener
+from .pool import Pool
+from .schema import found_version, migrate, newest_version, read_meta, script
+from .session import Session, told_now_us
+from .transaction import PostgresTransaction
+from .urls import parse
+
+T = TypeVar("T")
+
+_THREADS = 8
+_TRIES = 5
+_READ_PATIENCE_S = 30.0
+_leaked: list[object] = []  # connections of a parent process: closing one would end the parent's session
+
+
+class PostgresDatabase:
+    """One PostgreSQL database and one schema in it."""
+
+    mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
+
+    def __init__(self, url: str, *, clock: Clock, auto_migrate: bool) -> None:
+        self.url = mask_password(url)
+        self._target = parse(url)
+        self._clock = clock
+        self._auto_migrate = auto_migrate
+        self._opening = threading.RLock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = 0
+        self._writer: Session | None = None
+        self._reader: Session | None = None
+        self._installation: str | None = None
+        self._pool = Pool(self._target)
+        self._threads = DaemonThreads(_THREADS, "action-retrier-calls")
+        self.changes = Listener(lambda heard: Line(self._target, heard=heard))
+        self.leases = PostgresLeases(self._target, self.changes.line, self.read)
+
+    @property
+    def location(self) -> str:
+        """Host, port and database, for people."""
+        return self._target.location
+
+    @property
+    def installation(self) -> str:
+        """The id by which handles on this database are told from those on others; opens it."""
+        self.open()
+        assert self._installation is not None
+        return self._installation
+
+    def exists(self) -> bool:
+        """Tell whether there is such a database, without making one."""
+        return True
+
+    def migrate(self) -> int:
+        """Create or upgrade the schema, even where `open` only checks it; return its version."""
+        self._auto_migrate = True
+        self.open()
+        return newest_version()
+
+    def schema_sql(self) -> str:
+        """Return a script that creates what `migrate` creates. Touches nothing."""
+        return script(self._target.schema)
+
+    def open(self) -> None:
+        """Connect, and create or upgrade the schema; does nothing if that has been done in this process."""
+        if self._pid == os.getpid():
+            return
+        if self._pid:
+            # We are a forked child. What the parent had open is the parent's: it is neither used nor closed.
+            _leaked.append((self._writer, self._reader, self._pool, self.changes, self.leases))
+            self._opening = threading.RLock()
+            self._reset()
+        with self._opening:
+            if self._pid == os.getpid():
+                return
+            self._set_up()
+            self._writer = Session(
+                "action-retrier-writer", self._target, self._clock, writes=True, committed=self.changes.notify
+            )
+            self._reader = Session(
+                "action-retrier-reader", self._target, self._clock, writes=False, committed=lambda: None
+            )
+            self._pid = os.getpid()
+            self._end = weakref.finalize(
+                self, _end, self._pid, (self._writer, self._reader), self._pool, self.changes, self._threads
+            )
+
+    def _set_up(self) -> None:
+        with translated(self._target), contextlib.closing(connect(self._target)) as connection:
+            version = found_version(connection, self._target.schema)
+            if version < newest_version():
+                if not self._auto_migrate:
+                    raise SchemaMismatch(
+                        found=version,
+                        needed=newest_version(),
+                        remedy=f"run `action-retrier migrate --database {self.url}`, or leave auto_migrate=True",
+                    )
+                migrate(connection, self._target.schema)
+            self._installation = read_meta(connection, self._target.schema, "installation")
+
+    def close(self) -> None:
+        """Let go of every connection and thread."""
+        with self._opening:
+            if self._pid == os.getpid():
+                self._end()
+                self._reset()
+
+    # Operations.
+
+    async def read(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+        await self._open_async()
+        assert self._reader is not None
+        result: T = await self._reader.run(make, _READ_PATIENCE_S)
+        return result
+
+    def read_sync(self, make: Callable[[], Op[T]]) -> T:
+        """Run an operation that writes nothing."""
+        self.open()
+        assert self._reader is not None
+        result: T = self._reader.run_sync(make, _READ_PATIENCE_S)
+        return result
+
+    async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
+        """Run an operation in a transaction of its own, together with its neighbours unless *apart*."""
+        await self._open_async()
+        if apart:
+            return await self._threads.run(lambda: self._write_apart(make))
+        assert self._writer is not None
+        result: T = await self._writer.run(make, patience_s)
+        return result
+
+    def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
+        """Run an operation in a transaction of its own, together with its neighbours unless *apart*."""
+        self.open()
+        if apart:
+            return self._write_apart(make)
+        assert self._writer is not None
+        result: T = self._writer.run_sync(make, patience_s)
+        return result
+
+    def _write_apart(self, make: Callable[[], Op[T]]) -> T:
+        for last in (False,) * (_TRIES - 1) + (True,):
+            try:
+                with self.transaction_sync() as transaction:
+                    result = drive(make(), transaction.execute_sync)
+            except psycopg.Error as error:
+                if last or not is_transient(error):
+                    raise
+            else:
+                return result
+        raise AssertionError
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+        await self._open_async()
+        async with self._pool.connection_async() as connection:
+            transaction = PostgresTransaction(connection, self._target, self._now_us)
+            with translated(self._target):
+                await connection.execute(BEGIN)
+            try:
+                yield transaction
+            except BaseException:
+                transaction.is_open = False
+                with contextlib.suppress(psycopg.Error):
+                    await connection.execute("ROLLBACK")
+                raise
+            transaction.is_open = False
+            with translated(self._target):
+                check_commit(await connection.execute("COMMIT"), self._target)
+        self.changes.notify()
+
+    @contextlib.contextmanager
+    def transaction_sync(self) -> Iterator[PostgresTransaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
+        self.open()
+        with self._pool.connection() as connection:
+            transaction = PostgresTransaction(connection, self._target, self._now_us)
+            with translated(self._target):
+                connection.execute(BEGIN)
+            try:
+                yield transaction
+            except BaseException:
+                transaction.is_open = False
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            transaction.is_open = False
+            with translated(self._target):
+                check_commit(connection.execute("COMMIT"), self._target)
+        self.changes.notify()
+
+    def _now_us(self) -> int | None:
+        return told_now_us(self._clock)
+
+    async def _open_async(self) -> None:
+        if self._pid != os.getpid():
+            await asyncio.to_thread(self.open)
+
+    def executor(self, handle: Any, *, writes: bool) -> Any:
+        """Return what runs operations through the user's own *handle*; None if it is no such thing."""
+        from .handle import find  # noqa: PLC0415
+
+        return find(handle, self._target, self.installation, self._now_us, writes=writes)
+
+    def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
+        """Check the database: (what, verdict, what was found and what to do)."""
+        from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
+
+        return diagnose(self._target)
+
+
+def _end(pid: int, sessions: Sequence[Session], pool: Pool, changes: Listener, threads: DaemonThreads) -> None:
+    """Let go of connections and threads: on close, when the database is forgotten, or when the interpreter ends."""
+    if pid != os.getpid():
+        return  # they are our parent's
+    for session in sessions:
+        session.close()
+    pool.close()
+    changes.line.close()
+    threads.close()

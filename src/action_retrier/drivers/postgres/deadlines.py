@@ -1,0 +1,84 @@
+"""Limits on how long a connection may keep us waiting, whatever it waits for."""
+
+import contextlib
+import heapq
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+
+class _Watch:
+    __slots__ = ("connection", "ended", "expired")
+
+    def __init__(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+        self.connection = connection
+        self.ended = False
+        self.expired = False
+
+
+class Deadlines:
+    """
+    Cuts connections that do not answer in time.
+
+    A server that was stopped, or a network that swallows packets, keeps the socket open and says
+    nothing: neither TCP nor libpq notices for minutes. The thread here shuts the socket down, and
+    whoever waits on it, a thread or an event loop, sees the connection fail.
+    """
+
+    def __init__(self) -> None:
+        self._watches: list[tuple[float, int, _Watch]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+
+    @contextlib.contextmanager
+    def within(
+        self, seconds: float, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
+    ) -> Iterator[None]:
+        """Cut *connection* unless the block ends within *seconds*."""
+        watch = _Watch(connection)
+        with self._changed:
+            first = not self._watches or self._watches[0][0] > time.monotonic() + seconds
+            heapq.heappush(self._watches, (time.monotonic() + seconds, next(self._order), watch))
+            if self._thread is None or self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._thread = threading.Thread(target=self._run, name="action-retrier-deadlines", daemon=True)
+                self._thread.start()
+            elif first:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            watch.ended = True
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._watches and (self._watches[0][2].ended or self._watches[0][0] <= time.monotonic()):
+                    _, _, watch = heapq.heappop(self._watches)
+                    if not watch.ended:
+                        watch.expired = True
+                        cut(watch.connection)
+                wait_s = self._watches[0][0] - time.monotonic() if self._watches else None
+                self._changed.wait(wait_s)
+
+
+def cut(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+    """Make a connection fail, for whoever waits on it."""
+    with contextlib.suppress(OSError, psycopg.Error):
+        copy = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        try:
+            copy.shutdown(socket.SHUT_RDWR)
+        finally:
+            copy.close()
+
+
+deadlines = Deadlines()
+"""The one of this process."""

@@ -1,0 +1,122 @@
+"""
+Leases on PostgreSQL: a time in the worker's row, by the server's clock, and an advisory lock of its session.
+
+The lock tells a death as soon as the server notices that the session has ended; the time tells
+all else, and is all there is behind a pooler.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from ..._clock import boot_time_us
+from ..._statements import Op, Rows, Statement
+from .connection import execute
+from .line import Line
+from .urls import Target
+
+LEASE_US = 10_000_000
+"""How long a worker may be silent before others take over its runs."""
+MARGIN_US = 2_000_000
+"""How long before that it considers the lease lost itself."""
+_LOOKS_APART_US = 1_000_000
+
+Read = Callable[[Callable[[], Op[Rows]]], Awaitable[Rows]]
+
+
+def lock_key(worker: str) -> int:
+    """Return the key of a worker's advisory lock: the random half of its UUID."""
+    return int.from_bytes(bytes.fromhex(worker.replace("-", ""))[8:], "big", signed=True)
+
+
+class PostgresLeases:
+    """Leases of the workers in one schema."""
+
+    def __init__(self, target: Target, line: Line, read: Read) -> None:
+        self._target = target
+        self._line = line
+        self._read = read
+        self._renewed: dict[str, int] = {}
+        self._unbroken_since: dict[str, int] = {}
+        self._free_since: dict[str, tuple[int, int]] = {}
+
+    def acquire(self, worker: str) -> None:
+        """Take the lock of a fresh worker id; its lease begins with its row."""
+        self._line.lock(lock_key(worker))
+        self._renewed[worker] = self._unbroken_since[worker] = boot_time_us()
+
+    def renew(self, worker: str) -> bool:
+        """Prolong it. False: it had ended before, and others may have recovered the runs."""
+        asked = boot_time_us()  # the lease counts from before the server heard of it
+        with self._line.connection() as connection:
+            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.is_direct)})
+            rows = execute(connection, statement, self._target.schema, None)
+        if not rows:
+            return False
+        gap = asked - self._renewed.get(worker, 0)
+        self._renewed[worker] = asked
+        if gap < LEASE_US - MARGIN_US:
+            return True
+        self._unbroken_since[worker] = asked
+        return True  # the row is still there: nobody has recovered anything
+
+    def release(self, worker: str) -> None:
+        """End it."""
+        self._line.unlock(lock_key(worker))
+        self._renewed.pop(worker, None)
+        self._unbroken_since.pop(worker, None)
+
+    async def dead(self, workers: Iterable[str]) -> list[str]:
+        """
+        Return those of *workers* whose lease has ended.
+
+        Silence counts only for one who has renewed a lease of its own without a gap for one
+        lease: after an outage of the server everybody is silent.
+        """
+        found = await self._look(workers)
+        now = boot_time_us()
+        may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
+        return [row["id"] for row in found if self._is_dead(row, now, may_judge=may_judge)]
+
+    def _is_dead(self, row: dict[str, Any], now: int, *, may_judge: bool) -> bool:
+        worker, renewed_at = row["id"], row["renewed_at"]
+        if renewed_at is None:
+            return True  # it has no row any more, so it knows that its runs are not its own
+        if may_judge and row["silent_for"] > LEASE_US:
+            return True
+        if not row["is_direct"] or row["is_held"] or row["server_up_for"] < LEASE_US:
+            self._free_since.pop(worker, None)
+            return False
+        since, renewed_then = self._free_since.setdefault(worker, (now, renewed_at))
+        if renewed_then != renewed_at:
+            self._free_since[worker] = (now, renewed_at)
+            return False
+        return now - since >= _LOOKS_APART_US
+
+    def alive(self, workers: Rows) -> Rows:
+        """Of the workers' rows, return those of the living: whose lease has not ended."""
+        return [row for row in workers if row["silent_for"] <= LEASE_US]
+
+    def is_still_dead(self, worker: str) -> bool:  # noqa: ARG002 - a protocol's
+        """Tell whether a worker that was found dead still is: if not, it finds its row gone, and takes a new id."""
+        return True
+
+    async def silent(self, workers: Iterable[str]) -> list[str]:
+        """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""
+        return [row["id"] for row in await self._look(workers) if (row["silent_for"] or LEASE_US + 1) > LEASE_US]
+
+    async def _look(self, workers: Iterable[str]) -> Rows:
+        given = []
+        for worker in workers:
+            key = lock_key(worker) & 0xFFFF_FFFF_FFFF_FFFF
+            given.append({"id": worker, "high": key >> 32, "low": key & 0xFFFF_FFFF})
+        parameters = {"workers": json.dumps(given)}
+
+        def look() -> Op[Rows]:
+            return (yield Statement("select_leases", parameters))
+
+        return await self._read(look)
+
+    def forget(self, worker: str) -> None:
+        """Forget what was noted of a recovered worker."""
+        self._free_since.pop(worker, None)

