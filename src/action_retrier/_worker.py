@@ -262,6 +262,8 @@ class Worker:
             claimant, suspects = self._claimant, self._executions.suspects
             allowance, for_callbacks = suspects.allowance(self._loop.time()), suspects.callback_allowance
             self._asked_s = self._loop.time()
+            # What is under way now may leave something due that the question does not see yet.
+            was_at_rest = self._is_at_rest
             due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks))
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
@@ -272,7 +274,7 @@ class Worker:
                 if not await self._claim(free):
                     await self._try_again()
                 return
-            if waiters and not work_is_due:
+            if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
             await self._sleep(due)
         finally:
@@ -307,11 +309,15 @@ class Worker:
 
     async def _tell_of_idleness(self, waiters: list[asyncio.Future[None]]) -> None:
         await self._maintenance.prune_if_due()
-        if self._executions or self._reporter.is_busy:
+        if not self._is_at_rest:
             return
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return not self._executions and not self._reporter.is_busy
 
     async def _sleep(self, due: NextDue) -> None:
         """Sleep until something is due, somebody wakes us, or it is time to look anyway."""
