@@ -105,6 +105,7 @@ class Calls:
             context=encode_context(mutation, on_complete or name, call.context, encoded),
             at_us=at_us,
             delay_us=delay_us,
+            aliases=() if action is None else action.aliases,
             idempotency_key=_check_key(call.options.get("idempotency_key")),
         )
 
@@ -174,9 +175,9 @@ class Calls:
         check_count("limit", limit, at_least=1, at_most=_MOST_RUNS)
         if cursor is not None and not is_run_id(cursor):
             raise ValueError(f"cursor must be the cursor of another page, not {cursor!r}")
-        name = self._name(action)
+        names = self._names(action)
         return lambda: reads.read_runs(
-            self._namespace, state=state, action=name, queue=queue, callback=callback, before=cursor, count=limit + 1
+            self._namespace, state=state, actions=names, queue=queue, callback=callback, before=cursor, count=limit + 1
         )
 
     def page_of(self, limit: int, rows: Rows, attempts: Rows, workers: Rows) -> Page:
@@ -220,12 +221,14 @@ class Calls:
         """Check the filter of a bulk call."""
         if action is None and queue is None and everything is not True:
             raise ValueError(f"{method}: give a filter (action=..., queue=...), or everything=True if all are meant")
-        return control.Filter(self._name(action), queue)
+        return control.Filter(self._names(action), queue)
 
-    def _name(self, action: object) -> str | None:
-        if action is None:
+    def _names(self, given: object) -> tuple[str, ...] | None:
+        """Return all names under which runs of an action may be stored; None for no action in particular."""
+        if given is None:
             return None
-        return self._engine.registry.find_action(action.action if isinstance(action, Bound) else action)[0]
+        name, action = self._engine.registry.find_action(given.action if isinstance(given, Bound) else given)
+        return (name,) if action is None else (name, *action.aliases)
 
     def waiting(self, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> Waiting:
         """Return what waits for a run."""

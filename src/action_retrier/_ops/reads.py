@@ -48,7 +48,7 @@ def read_runs(
     namespace: str,
     *,
     state: str | None,
-    action: str | None,
+    actions: Collection[str] | None,
     queue: str | None,
     callback: str | None,
     before: str | None,
@@ -60,7 +60,7 @@ def read_runs(
         {
             "namespace": namespace,
             "state": state,
-            "action": action,
+            "actions": None if actions is None else json.dumps([*actions]),
             "queue": queue,
             "callback": callback,
             "before": before,
