@@ -159,12 +159,14 @@ class Callback(_InCamelCase):
         state: ``none`` until the run completes, then ``pending`` until its transaction has committed, then ``done``.
         tries: How often it has been tried apart from the completing transaction.
         last_error: What the last try raised; None if none did.
+        last_traceback: Where it raised it.
     """
 
     name: str
     state: CallbackState
     tries: int = 0
     last_error: str | None = None
+    last_traceback: str | None = None
 
 
 @dataclass(frozen=True)

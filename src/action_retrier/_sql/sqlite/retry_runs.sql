@@ -14,7 +14,7 @@ UPDATE action_retrier_runs
        error = CASE state WHEN 'pending' THEN error END,
        worker = NULL, completed_at = NULL, result = NULL, progress = NULL, progress_message = NULL,
        callback_state = 'none', callback_tries = 0, callback_losses = 0, callback_due_at = NULL,
-       callback_worker = NULL, callback_error = NULL,
+       callback_worker = NULL, callback_error = NULL, callback_traceback = NULL,
        state = 'pending'
  WHERE rowid IN (
        SELECT r.rowid FROM action_retrier_runs AS r
