@@ -13,7 +13,7 @@ from ._ops.starts import Start, start_runs
 from ._policy import CallOptions, RetryPolicy, check_count, check_number, check_options, to_us
 from ._signatures import encode_by_name
 from ._statements import Op, Row, Rows
-from ._targets import Targets, refuse_functions
+from ._targets import Targets
 from ._waiting import Waiting
 from ._worker import Engine
 from .config import logger
@@ -86,9 +86,9 @@ class Calls:
 
     # Starting.
 
-    def start(self, ctx: object, call: Call, *, at_us: int | None = None, delay_us: int = 0) -> Start:
+    def start(self, call: Call, *, at_us: int | None = None, delay_us: int = 0) -> Start:
         """Check one call and encode it; due at *at_us*, else after *delay_us*."""
-        refuse_functions(ctx)  # first: whoever forgets ctx gets every other argument wrong as well
+        check_options(call.options, where="run", extra=_CALL_ONLY)
         given, args = unbind(call.action, call.args)
         registry = self._engine.registry
         name, action = registry.find_action(given)
@@ -105,30 +105,28 @@ class Calls:
             context=encode_context(mutation, on_complete or name, call.context, encoded),
             at_us=at_us,
             delay_us=delay_us,
+            aliases=() if action is None else action.aliases,
             idempotency_key=_check_key(call.options.get("idempotency_key")),
         )
 
-    def start_at(self, ctx: object, when: datetime | float, call: Call) -> Start:
+    def start_at(self, when: datetime | float, call: Call) -> Start:
         """Check one call that is due at an instant."""
-        refuse_functions(ctx)
-        return self.start(ctx, call, at_us=_instant_us(when))
+        return self.start(call, at_us=_instant_us(when))
 
-    def start_after(self, ctx: object, delay_ms: float, call: Call) -> Start:
+    def start_after(self, delay_ms: float, call: Call) -> Start:
         """Check one call that is due after a delay."""
-        refuse_functions(ctx)
         check_number("delay_ms", delay_ms)
         if delay_ms > (_LATEST_US - self._engine.clock.now_us()) / 1000:
             raise ValueError(f"delay_ms={delay_ms!r} ends after the year 9999")
-        return self.start(ctx, call, delay_us=to_us(delay_ms))
+        return self.start(call, delay_us=to_us(delay_ms))
 
-    def start_many(self, ctx: object, calls: Iterable[Call]) -> list[Start]:
+    def start_many(self, calls: Iterable[Call]) -> list[Start]:
         """Check many calls."""
-        refuse_functions(ctx)
         starts = []
         for call in calls:
             if not isinstance(call, Call):
                 raise TypeError(f"run_many takes Call(...) objects, not {call!r:.80}")
-            starts.append(self.start(ctx, call))
+            starts.append(self.start(call))
         return starts
 
     def start_op(self, starts: list[Start]) -> Op[list[str]]:
@@ -137,8 +135,6 @@ class Calls:
 
     def _policy(self, action: "Action[Any, Any, Any] | None", options: Mapping[str, Any]) -> RetryPolicy:
         """Options: per call, else per action, else per retrier, else the default; each field on its own."""
-        if options:
-            check_options(options, where="run", extra=_CALL_ONLY)
         key = None if action is None else action.name
         found = self._default_policies.get(key)
         if found is None:
@@ -179,9 +175,9 @@ class Calls:
         check_count("limit", limit, at_least=1, at_most=_MOST_RUNS)
         if cursor is not None and not is_run_id(cursor):
             raise ValueError(f"cursor must be the cursor of another page, not {cursor!r}")
-        name = self._name(action)
+        names = self._names(action)
         return lambda: reads.read_runs(
-            self._namespace, state=state, action=name, queue=queue, callback=callback, before=cursor, count=limit + 1
+            self._namespace, state=state, actions=names, queue=queue, callback=callback, before=cursor, count=limit + 1
         )
 
     def page_of(self, limit: int, rows: Rows, attempts: Rows, workers: Rows) -> Page:
@@ -221,12 +217,14 @@ class Calls:
         """Check the filter of a bulk call."""
         if action is None and queue is None and everything is not True:
             raise ValueError(f"{method}: give a filter (action=..., queue=...), or everything=True if all are meant")
-        return control.Filter(self._name(action), queue)
+        return control.Filter(self._names(action), queue)
 
-    def _name(self, action: object) -> str | None:
-        if action is None:
+    def _names(self, given: object) -> tuple[str, ...] | None:
+        """Return all names under which runs of an action may be stored; None for no action in particular."""
+        if given is None:
             return None
-        return self._engine.registry.find_action(action.action if isinstance(action, Bound) else action)[0]
+        name, action = self._engine.registry.find_action(given.action if isinstance(given, Bound) else given)
+        return (name,) if action is None else (name, *action.aliases)
 
     def waiting(self, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> Waiting:
         """Return what waits for a run."""
@@ -245,6 +243,8 @@ def _instant_us(when: datetime | float) -> int:
         if when.utcoffset() is None:
             raise ValueError(f"when must be an aware datetime, and {when!r} is naive: give it a tzinfo, such as UTC")
         return (when - _EPOCH) // timedelta(microseconds=1)  # exact, as a float of seconds is not
+    if isinstance(when, bool) or not isinstance(when, int | float):
+        raise TypeError(f"when must be an aware datetime, or milliseconds since the epoch, not {when!r}")
     check_number("when", when)
     if when < _SECONDS_SUSPECTED_BELOW:
         raise ValueError(f"when={when!r} looks like seconds: pass milliseconds since the epoch, or an aware datetime")

@@ -6,8 +6,9 @@ fence. What the callback writes commits with the mark or not at all.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -17,7 +18,7 @@ from ._lifecycle import Finish, Move, State, callback_delay_us
 from ._mutations import Mutations
 from ._ops.reports import CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
 from ._registry import Registry
-from ._statements import Op, Row
+from ._statements import Row
 from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
@@ -129,8 +130,8 @@ class Completion:
 
     def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)
-        text = _describe(report.run_id, report.on_complete, error)
-        return CallbackMark("pending", tries=1, delay_us=delay, error=text)
+        text, traceback = _describe(report.run_id, report.on_complete, error)
+        return CallbackMark("pending", tries=1, delay_us=delay, error=text, traceback=traceback)
 
     async def call_back(self, row: Row, worker: str) -> None:
         """Call a callback that has been claimed, alone in a transaction of its own."""
@@ -145,10 +146,10 @@ class Completion:
         except BaseException as error:
             if _is_being_canceled():
                 raise
-            text = _describe(run_id, callback.name, error)
+            text, traceback = _describe(run_id, callback.name, error)
             delay = callback_delay_us(tries, self._rng)
-            make: Callable[[], Op[bool]] = lambda: postpone_callback(run_id, worker, tries, delay, text)  # noqa: E731
-            await self._database.write(make)
+            postpone = partial(postpone_callback, run_id, worker, tries, delay, text, traceback=traceback)
+            await self._database.write(postpone)
 
     def _callback(self, report: Report) -> Mutation[Any, Any]:
         return self._registry.mutations[report.on_complete]
@@ -178,12 +179,13 @@ def _result_of(row: Row) -> RunResult:
             return Failed(row["error"], row["error_type"])
 
 
-def _describe(run_id: str, name: str, error: BaseException) -> str:
-    error_type, message, _ = describe_exception(error)
+def _describe(run_id: str, name: str, error: BaseException) -> tuple[str, str]:
+    """Log that a callback raised, and return what is stored of it: the error and its traceback."""
+    error_type, message, traceback = describe_exception(error)
     logger.warning(
         "callback %s of run %s raised %s; it is tried again", name, run_id, error_type, extra={"run_id": run_id}
     )
-    return clean_text(f"{error_type}: {message}", ERROR_LIMIT)
+    return clean_text(f"{error_type}: {message}", ERROR_LIMIT), traceback
 
 
 def _tell(report: Report, *, owned: bool) -> None:

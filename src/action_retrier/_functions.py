@@ -236,7 +236,11 @@ def _module_of(function: Callable[..., Any]) -> str:
     if spec is not None and spec.name != "__main__":
         return str(spec.name)
     file = getattr(main, "__file__", None)
-    return Path(file).stem if file else "interactive"
+    if not file:
+        return "interactive"
+    # `python FOLDER` runs its __main__.py.
+    path = Path(file)
+    return path.stem if path.stem != "__main__" else path.resolve().parent.stem
 
 
 def check_exception_types(name: str, given: Any) -> tuple[type[BaseException], ...]:

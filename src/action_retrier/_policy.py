@@ -99,7 +99,8 @@ def check_options(options: Mapping[str, Any], *, where: str, extra: frozenset[st
         check = _CHECKS.get(name)
         if check is None:
             known = ", ".join(sorted({*_CHECKS, *extra}))
-            raise TypeError(f"{where}: unknown option {name!r}; the options are {known}")
+            hint = "; an action's own arguments go into a mapping, or a bind" if where == "run" else ""
+            raise TypeError(f"{where}: unknown option {name!r}; the options are {known}{hint}")
         check(f"{where}: {name}", value)
 
 

@@ -9,6 +9,7 @@ from ._calls import Call
 from ._ops.starts import may_wait
 from ._policy import CallOptions, PolicyOptions
 from ._statements import Op
+from ._targets import asks_for_ctx
 from .app import App
 from .results import Page, Run, RunResult, RunStatus
 from .retrier import WRITE_PATIENCE_S, ActionRetrier, AnyAction, AnyMutation, make_calls
@@ -27,6 +28,7 @@ def _like(twin: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]
     return decorate
 
 
+@asks_for_ctx
 class SyncActionRetrier:
     """
     `ActionRetrier` for programs without an event loop: the same names and promises, and its calls block.
@@ -53,7 +55,7 @@ class SyncActionRetrier:
         context: object = None,
         **options: Unpack[CallOptions],
     ) -> str:
-        start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
+        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
@@ -70,7 +72,7 @@ class SyncActionRetrier:
         **options: Unpack[CallOptions],
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_at(ctx, when, call)
+        start = self._calls.start_at(when, call)
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
@@ -87,13 +89,13 @@ class SyncActionRetrier:
         **options: Unpack[CallOptions],
     ) -> str:
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_after(ctx, delay_ms, call)
+        start = self._calls.start_after(delay_ms, call)
         (run_id,) = self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     @_like(ActionRetrier.run_many)
     def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
-        starts = self._calls.start_many(ctx, calls)
+        starts = self._calls.start_many(calls)
         return self._write(ctx, lambda: self._calls.start_op(starts), apart=may_wait(starts))
 
     @_like(ActionRetrier.status)

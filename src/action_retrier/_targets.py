@@ -1,6 +1,10 @@
 """Find the transaction that a call's ``ctx`` holds."""
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._contexts import ActionCtx, MutationCtx, SyncActionCtx
 from ._functions import Action, Bound, Mutation
@@ -51,8 +55,11 @@ class Targets:
             _check_colour(ctx._colour, colour, ctx)  # noqa: SLF001
             _ = ctx.db  # raises once the transaction has ended
             return ctx._transaction  # noqa: SLF001
-        refuse_functions(ctx)
         executor = self._database.executor(ctx, writes=writes)
+        if executor is None and isinstance(ctx, type(self._app)):
+            raise InvalidContext(
+                problem=f"ctx is another App, {ctx!r}", remedy=f"pass the App of this retrier, {self._app!r}"
+            )
         if executor is None:
             raise InvalidContext(
                 problem=f"ctx is {_describe(ctx)}, which holds no transaction on {self._database.location}",
@@ -87,13 +94,41 @@ def _check_colour(has: "Colour", wanted: "Colour", ctx: object) -> None:
         )
 
 
-def refuse_functions(ctx: object) -> None:
-    """Raise `InvalidContext` for a call without its first argument: a function stands where ctx should."""
+def asks_for_ctx(retrier: type[T]) -> type[T]:
+    """Have every public method look at its first argument before all others, which a forgotten ctx makes wrong too."""
+    for name, method in list(vars(retrier).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(retrier, name, _asking(method))
+    return retrier
+
+
+def _asking(method: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def call_async(self: object, *args: Any, **kwargs: Any) -> Any:
+            _refuse_what_is_no_ctx(*args[:1])
+            return await method(self, *args, **kwargs)
+
+        return call_async
+
+    @functools.wraps(method)
+    def call(self: object, *args: Any, **kwargs: Any) -> Any:
+        _refuse_what_is_no_ctx(*args[:1])
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _refuse_what_is_no_ctx(ctx: object = None) -> None:
     given = ctx.action if isinstance(ctx, Bound) else ctx
     if isinstance(given, Action | Mutation):
-        raise InvalidContext(
-            problem=f"ctx is the {given.kind} {given.name!r}", remedy="pass app or your session first, then the action"
-        )
+        what = f"the {given.kind} {given.name!r}"
+    elif isinstance(given, str | int | float | date | list | tuple | Mapping):
+        what = f"{_describe(given)}: {given!r:.60}" if isinstance(given, str) else _describe(given)
+    else:
+        return
+    raise InvalidContext(problem=f"ctx is {what}", remedy="pass app or your session first, then the action")
 
 
 def _describe(ctx: object) -> str:

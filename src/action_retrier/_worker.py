@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import json
-import os
-import platform
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
@@ -14,14 +11,13 @@ from ._clock import Clock
 from ._completion import Completion
 from ._contexts import StopReason
 from ._execution import STOP_GRACE_S, Execution, Executions
-from ._ids import new_worker_id
-from ._leases import Heartbeat
+from ._incarnation import Incarnation
 from ._lifecycle import Outcome
 from ._maintenance import Maintenance
 from ._mutations import Mutations
-from ._ops.claims import Claimant, NextDue, claim_runs, next_due
+from ._ops.claims import NextDue, claim_runs, next_due
 from ._ops.reports import lost_attempts, store_progress
-from ._ops.workers import list_workers, recover_worker, register_worker
+from ._ops.workers import recover_worker
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
@@ -64,7 +60,6 @@ class Worker:
         self._engine = engine
         self._database = engine.database
         self._concurrency = concurrency
-        self._queues = queues
         self._grace_us = to_us(grace_ms)
         self._executions = Executions(
             database=engine.database,
@@ -84,6 +79,13 @@ class Worker:
         self._maintenance = Maintenance(
             engine.database, engine.clock, engine.rng, engine.namespace, engine.retention_us
         )
+        self._incarnation = Incarnation(
+            engine.database,
+            engine.registry,
+            engine.namespace,
+            queues,
+            taken_for_dead=lambda: self._executions.stop_begun("lease_lost"),
+        )
         self._claiming = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
@@ -91,8 +93,6 @@ class Worker:
         self._hurried = asyncio.Event()
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # something ended: whoever drains looks again
-        self._lease_in_doubt = asyncio.Event()
-        self._registering = asyncio.Lock()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -101,14 +101,14 @@ class Worker:
     async def start(self) -> None:
         """Announce this worker and begin."""
         self._loop = asyncio.get_running_loop()
-        await self._register()
+        await self._incarnation.begin()
         self._subscription = self._database.changes.subscribe(self._wake_from_thread)
         self._unsubscribe_clock = self._engine.clock.subscribe(self._wake_from_thread)
         suspects = self._executions.suspects
         bodies: dict[str, Callable[[], Awaitable[None]]] = {
             "claim": self._claim_once,
             "report": self._reporter.write_once,
-            "callback": lambda: self._reporter.call_back_once(lambda: self._claimant, suspects),
+            "callback": lambda: self._reporter.call_back_once(lambda: self._incarnation.claimant, suspects),
             "watch": self._watch_once,
             "progress": self._progress_once,
         }
@@ -125,50 +125,12 @@ class Worker:
     @property
     def id(self) -> str:
         """The id of this incarnation."""
-        return self._claimant.id
+        return self._incarnation.claimant.id
 
     @property
     def abandoned(self) -> int:
         """How many attempts still execute although they were told to stop."""
         return len(self._executions)
-
-    async def _register(self) -> None:
-        registry = self._engine.registry
-        claimant = Claimant(
-            new_worker_id(),
-            self._engine.namespace,
-            json.dumps(sorted(registry.actions)),
-            json.dumps(sorted(registry.mutations)),
-            None if self._queues is None else json.dumps(self._queues),
-        )
-        # The schema, and the directory of the leases, are there once something has been read.
-        await self._database.read(lambda: list_workers(self._engine.namespace))
-        loop = self._loop
-        heartbeat = Heartbeat(
-            self._database.leases, claimant.id, is_wanted=lambda: not loop.is_closed(), lost=self._doubt_lease
-        )
-        try:
-            await self._database.write(lambda: register_worker(claimant, platform.node(), os.getpid()))
-        except BaseException:
-            heartbeat.stop()
-            raise
-        heartbeat.start()
-        # Only now: a claim under an id that has no row would find itself taken for dead.
-        self._claimant, self._heartbeat = claimant, heartbeat
-
-    def _doubt_lease(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._lease_in_doubt.set)
-
-    async def _register_again(self, lost: str) -> None:
-        """Others have taken this worker for dead, as *lost*: go on under a new id. Its attempts are fenced off."""
-        async with self._registering:
-            if self.id != lost:
-                return  # claiming and watching both notice it: the other one was first
-            logger.warning("worker %s was taken for dead; it goes on under a new id", lost)
-            self._heartbeat.stop()
-            await self._register()
-            self._executions.stop_begun("lease_lost")
 
     async def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
@@ -217,7 +179,7 @@ class Worker:
         except DatabaseUnavailable as error:
             # Others will notice the free lease and recover what is left.
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
-        self._heartbeat.stop()
+        self._incarnation.end()
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -251,6 +213,7 @@ class Worker:
             if self._stopping:
                 await self._wake.wait()
                 return
+            await self._incarnation.announce_news()
             free = self._executions.free
             if self._backlog and free > 0 and await self._claim(free):
                 return
@@ -259,9 +222,11 @@ class Worker:
                 return
             # From here on commits wake us; what was committed before is seen by the question.
             self._subscription.active = True
-            claimant, suspects = self._claimant, self._executions.suspects
+            claimant, suspects = self._incarnation.claimant, self._executions.suspects
             allowance, for_callbacks = suspects.allowance(self._loop.time()), suspects.callback_allowance
             self._asked_s = self._loop.time()
+            # What is under way now may leave something due that the question does not see yet.
+            was_at_rest = self._is_at_rest
             due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks))
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
@@ -272,7 +237,7 @@ class Worker:
                 if not await self._claim(free):
                     await self._try_again()
                 return
-            if waiters and not work_is_due:
+            if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
             await self._sleep(due)
         finally:
@@ -281,12 +246,13 @@ class Worker:
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
-        claimant, allowance = self._claimant, self._executions.suspects.allowance(self._loop.time())
+        claimant = self._incarnation.claimant
+        allowance = self._executions.suspects.allowance(self._loop.time())
         self._claiming = True
         try:
             claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance))
             if not claimed.registered:
-                await self._register_again(claimant.id)
+                await self._incarnation.begin_again(claimant.id)
                 return True
             claimed_at_us = self._engine.clock.monotonic_us()
             for row in [*claimed.suspects, *claimed.runs]:
@@ -307,11 +273,15 @@ class Worker:
 
     async def _tell_of_idleness(self, waiters: list[asyncio.Future[None]]) -> None:
         await self._maintenance.prune_if_due()
-        if self._executions or self._reporter.is_busy:
+        if not self._is_at_rest:
             return
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return not self._executions and not self._reporter.is_busy
 
     async def _sleep(self, due: NextDue) -> None:
         """Sleep until something is due, somebody wakes us, or it is time to look anyway."""
@@ -341,10 +311,8 @@ class Worker:
 
     async def _watch_once(self) -> None:
         """Learn which attempts are not ours any more, and look after workers that have died."""
-        await _within(_WATCH_S, self._lease_in_doubt.wait())
-        if self._lease_in_doubt.is_set():
-            self._lease_in_doubt.clear()
-            await self._check_lease()
+        await _within(_WATCH_S, self._incarnation.in_doubt.wait())
+        await self._incarnation.check()
         keys = self._executions.keys()
         if keys:
             lost = await self._database.read(lambda: lost_attempts(keys))
@@ -356,12 +324,6 @@ class Worker:
                 self._wake.set()
             await self._maintenance.prune_if_due()
             await self._maintenance.warn_if_due()
-
-    async def _check_lease(self) -> None:
-        worker = self.id
-        rows = await self._database.read(lambda: list_workers(self._engine.namespace))
-        if not any(row["id"] == worker for row in rows):
-            await self._register_again(worker)
 
     async def _progress_once(self) -> None:
         await asyncio.sleep(_PROGRESS_S)

@@ -31,7 +31,7 @@ def configure_logging(*, always_show: bool = False) -> None:
         always_show: Add a handler on stderr even if the variable is not set (the command line).
             A handler is only ever added where none is configured.
     """
-    value = os.environ.get(LOG_LEVEL_VARIABLE)
+    value = os.environ.get(LOG_LEVEL_VARIABLE) or None  # empty is as good as not set
     name = (value or "INFO").strip().upper()
     level = _LEVELS.get(name)
     if value is not None or logger.level == logging.NOTSET:

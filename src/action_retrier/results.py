@@ -14,9 +14,9 @@ documentation, through `to_json`, pydantic and whatever is built on it::
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 RunId = str
 """The id of a run: a UUIDv7 in canonical form. Plain strings are accepted everywhere."""
@@ -41,6 +41,16 @@ class _InCamelCase:
         "ser_json_inf_nan": "constants",
     }
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """Refuse JSON without the ``type`` that tells these apart: each has a default only for Python."""
+        schema = handler(source)
+        if not hasattr(cls, "type"):
+            return schema
+        from pydantic_core import core_schema  # noqa: PLC0415 - it is there when this is called
+
+        return core_schema.no_info_before_validator_function(_check_type_is_there, schema)
+
     def __post_init__(self) -> None:
         """The ``type`` of each class is its own: it tells them apart as JSON."""
         own = getattr(type(self), "type", None)
@@ -48,21 +58,18 @@ class _InCamelCase:
             raise ValueError(f"the type of a {type(self).__name__} is {own!r}")
 
 
-class _ByType:
-    """Tells pydantic to choose the member of a union by its ``type``."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic import Field  # noqa: PLC0415 - pydantic is there when this is called
-
-        return handler(Annotated[source, Field(discriminator="type")])
+def _check_type_is_there(given: Any) -> Any:
+    if isinstance(given, Mapping) and "type" not in given:
+        raise ValueError("there is no 'type'")
+    return given
 
 
 @dataclass(frozen=True)
 class Success(_InCamelCase):
     """The action returned."""
 
+    type: Literal["success"] = field(default="success", kw_only=True)
     return_value: Any = None
-    type: Literal["success"] = "success"
 
 
 @dataclass(frozen=True)
@@ -76,19 +83,19 @@ class Failed(_InCamelCase):
             ``TimedOut``, ``WorkerLost``, ``WorkerStopped``, ``InvalidReturnValue``, ``DeadlineExceeded``.
     """
 
+    type: Literal["failed"] = field(default="failed", kw_only=True)
     error: str
     error_type: str = "Exception"
-    type: Literal["failed"] = "failed"
 
 
 @dataclass(frozen=True)
 class Canceled(_InCamelCase):
     """The run was canceled before it could end by itself."""
 
-    type: Literal["canceled"] = "canceled"
+    type: Literal["canceled"] = field(default="canceled", kw_only=True)
 
 
-RunResult = Annotated[Success | Failed | Canceled, _ByType()]
+RunResult = Success | Failed | Canceled
 """How a run ended."""
 
 
@@ -96,18 +103,18 @@ RunResult = Annotated[Success | Failed | Canceled, _ByType()]
 class InProgress(_InCamelCase):
     """The run has not ended: it waits, backs off or executes."""
 
-    type: Literal["inProgress"] = "inProgress"
+    type: Literal["inProgress"] = field(default="inProgress", kw_only=True)
 
 
 @dataclass(frozen=True)
 class Completed(_InCamelCase):
     """The run has ended, with `result`."""
 
+    type: Literal["completed"] = field(default="completed", kw_only=True)
     result: RunResult
-    type: Literal["completed"] = "completed"
 
 
-RunStatus = Annotated[InProgress | Completed, _ByType()]
+RunStatus = InProgress | Completed
 """Whether a run has ended, and how."""
 
 
@@ -152,12 +159,14 @@ class Callback(_InCamelCase):
         state: ``none`` until the run completes, then ``pending`` until its transaction has committed, then ``done``.
         tries: How often it has been tried apart from the completing transaction.
         last_error: What the last try raised; None if none did.
+        last_traceback: Where it raised it.
     """
 
     name: str
     state: CallbackState
     tries: int = 0
     last_error: str | None = None
+    last_traceback: str | None = None
 
 
 @dataclass(frozen=True)

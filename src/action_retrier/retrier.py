@@ -11,6 +11,7 @@ from ._functions import Action, Bound, Mutation
 from ._ops.starts import may_wait
 from ._policy import CallOptions, PolicyOptions
 from ._statements import Op
+from ._targets import asks_for_ctx
 from .app import App
 from .results import Page, Run, RunResult, RunStatus
 
@@ -27,6 +28,7 @@ def make_calls(app: App, options: Mapping[str, Any]) -> Calls:
     return Calls(app, app._engine, options)  # noqa: SLF001 - one floor, one house
 
 
+@asks_for_ctx
 class ActionRetrier:
     """
     Starts runs, and answers for them. Every method takes as *ctx* what holds its transaction.
@@ -71,7 +73,7 @@ class ActionRetrier:
             InvalidArguments, PayloadTooLarge, UnknownFunction, IdempotencyConflict, InvalidContext
             ValueError, TypeError: A wrong option.
         """
-        start = self._calls.start(ctx, Call(action, args, on_complete=on_complete, context=context, **options))
+        start = self._calls.start(Call(action, args, on_complete=on_complete, context=context, **options))
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
@@ -96,7 +98,7 @@ class ActionRetrier:
             ValueError: *when* is naive, or a number so small that it looks like seconds.
         """
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_at(ctx, when, call)
+        start = self._calls.start_at(when, call)
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
@@ -113,13 +115,13 @@ class ActionRetrier:
     ) -> str:
         """Start a run that is due *delay_ms* milliseconds from now; otherwise like `run`."""
         call = Call(action, args, on_complete=on_complete, context=context, **options)
-        start = self._calls.start_after(ctx, delay_ms, call)
+        start = self._calls.start_after(delay_ms, call)
         (run_id,) = await self._write(ctx, lambda: self._calls.start_op([start]), apart=may_wait([start]))
         return run_id
 
     async def run_many(self, ctx: object, calls: Iterable[Call]) -> list[str]:
         """Start many runs at once, all or none of them, and return their ids in order."""
-        starts = self._calls.start_many(ctx, calls)
+        starts = self._calls.start_many(calls)
         return await self._write(ctx, lambda: self._calls.start_op(starts), apart=may_wait(starts))
 
     async def status(self, ctx: object, run_id: str) -> RunStatus:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from action_retrier._ops.control import cancel_run, load_status
+from action_retrier._ops.reads import read_status
 from action_retrier._ops.starts import start_runs
 from action_retrier.drivers import open_database
 from action_retrier.errors import DatabaseUnavailable, IdempotencyConflict, InvalidContext, RunNotFound
@@ -256,6 +257,20 @@ def test_the_first_call_may_come_through_a_users_transaction(
     assert bool(count) is commit
     with contextlib.closing(Store(system, "sync", clock)) as store:
         assert store.status(store.start()) == InProgress()
+    system.close()
+
+
+def test_the_first_call_may_be_a_read_on_a_connection_of_the_users(clock: ManualClock, tmp_path: Path) -> None:
+    """Nothing is there, and nothing is written to find that out."""
+    system = SqliteSystem(tmp_path)
+    database = open_database(f"sqlite:///{system.path}", clock=clock, auto_migrate=True)
+    with contextlib.closing(system.connect()) as connection:
+        executor = database.executor(connection, writes=False)
+        assert executor is not None
+        with pytest.raises(RunNotFound):
+            executor.run_sync(read_status(NAMESPACE, UNKNOWN))
+        assert not connection.in_transaction
+        assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("notes",)]
     system.close()
 
 

@@ -101,7 +101,7 @@ def test_an_unknown_id_is_not_found(store: Store) -> None:
 
 
 def page(store: Store, count: int = 100, **filters: Any) -> Page:
-    asked = {"state": None, "action": None, "queue": None, "callback": None, "before": None} | filters
+    asked = {"state": None, "actions": None, "queue": None, "callback": None, "before": None} | filters
     return page_of(*store.read(read_runs, NAMESPACE, **asked, count=count + 1), count)
 
 
@@ -154,12 +154,12 @@ def test_filters_leave_what_they_name(store: Store) -> None:
     assert ids() == [pending, done, succeeded, canceled]
     assert ids(state="succeeded") == [done, succeeded]
     assert ids(state="running") == []
-    assert ids(action="charge") == [pending, canceled]
+    assert ids(actions=["charge"]) == [pending, canceled]
     assert ids(queue="a") == [pending, succeeded]
     assert ids(callback="pending") == [canceled]
     assert ids(callback="done") == [done]
     assert ids(callback="none") == [pending, succeeded]
-    assert ids(action="refund", queue="a", state="succeeded") == [succeeded]
+    assert ids(actions=["refund", "gone"], queue="a", state="succeeded") == [succeeded]
 
 
 # What runs wait for.

@@ -145,7 +145,7 @@ def test_canceling_in_bulk_cancels_what_the_filter_names(store: Store) -> None:
     done = run_that_is(store, "succeeded", queue="c")
     ids = {(action, queue): store.start(action, queue=queue) for action in ("charge", "refund") for queue in ("a", "b")}
     assert store.write(cancel_runs, "elsewhere", Filter()) == 0
-    assert store.write(cancel_runs, NAMESPACE, Filter("charge", "a")) == 1
+    assert store.write(cancel_runs, NAMESPACE, Filter(["charge"], "a")) == 1
     assert store.write(cancel_runs, NAMESPACE, Filter(queue="a")) == 1
     assert store.status(ids["charge", "b"]) == InProgress()
 
@@ -305,7 +305,7 @@ def test_retrying_in_bulk_starts_what_failed_and_was_canceled(store: Store) -> N
     }
     before = {run_id: store.row(run_id) for run_id in left}
     assert store.write(retry_runs, "elsewhere", Filter()) == 0
-    assert store.write(retry_runs, NAMESPACE, Filter(action="refund")) == 0
+    assert store.write(retry_runs, NAMESPACE, Filter(["refund"])) == 0
     assert store.write(retry_runs, NAMESPACE, Filter(queue="b")) == 1
 
     assert store.write(retry_runs, NAMESPACE, Filter()) == 1

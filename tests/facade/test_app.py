@@ -19,6 +19,7 @@ from action_retrier import (
     Canceled,
     Completed,
     Failed,
+    IdempotencyConflict,
     InProgress,
     InvalidArguments,
     InvalidContext,
@@ -443,6 +444,53 @@ async def test_aliases_keep_old_names_runnable(api):
             by_alias = await renamed.run(renamed.app, "older.charge", {"order_id": 8})
             assert await renamed.result(worker, by_alias) == Success(return_value=8)
     assert executed == ["new code", "new code"]
+
+
+async def test_runs_under_an_old_name_are_the_actions_own(api):
+    """`aliases`: they are listed, canceled and retried with it, and an idempotency key that was used stays used."""
+
+    @api.app.action(name="old.charge")
+    def old_charge(order_id: int) -> None: ...
+
+    old = await api.run(api.app, old_charge, {"order_id": 7}, idempotency_key="k")
+
+    async with api.sibling() as renamed:
+
+        @renamed.app.action(name="new.charge", aliases=["old.charge"])
+        def new_charge(order_id: int) -> None: ...
+
+        @renamed.app.action(name="refund")
+        def refund(order_id: int) -> None: ...
+
+        await renamed.run(renamed.app, refund, {"order_id": 9})
+        new = await renamed.run(renamed.app, new_charge, {"order_id": 8}, idempotency_key="other")
+        assert await renamed.run(renamed.app, new_charge, {"order_id": 7}, idempotency_key="k") == old
+        with pytest.raises(IdempotencyConflict, match="k"):
+            await renamed.run(renamed.app, new_charge, {"order_id": 70}, idempotency_key="k")
+        for given in (new_charge, "new.charge", "old.charge"):
+            page = await renamed.list(renamed.app, action=given)
+            assert [run.id for run in page.runs] == [new, old]
+        assert await renamed.cancel_all(renamed.app, action=new_charge) == 2
+        assert await renamed.retry_all(renamed.app, action="old.charge") == 2
+
+
+async def test_what_is_registered_while_a_worker_runs_is_executed_by_it(api, note):
+    """The decorator may be applied at any time: in a test, at a prompt, by a plugin."""
+    async with api.worker() as worker:
+        await worker.until_idle()
+
+        @api.app.mutation(name="late.note")
+        def late_note(ctx: MutationCtx) -> None:
+            ctx.db.execute("INSERT INTO notes VALUES ('called back')")
+
+        @api.app.action(name="late")
+        def late() -> int:
+            return 7
+
+        run_id = await api.run(api.app, late, on_complete=late_note)
+        assert await api.result(worker, run_id) == Success(return_value=7)
+        assert (await api.get(api.app, run_id)).blocked_by is None
+    assert api.notes() == ["called back"]
 
 
 @pytest.mark.parametrize("first", ["action", "mutation"])

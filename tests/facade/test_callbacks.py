@@ -462,6 +462,25 @@ async def test_a_pending_callback_keeps_cleanup_and_retry_off(api, note):
         await api.status(api.app, run_id)
 
 
+async def test_what_a_callback_raised_and_where_is_on_record(api, note):
+    """A pending or failing callback is visible in `get`: with the traceback of its last try, until it commits."""
+    flaky, done = Flaky(api, note), api.scripted("done")
+    run_id = await api.run(api.app, done.action, on_complete=flaky.mutation)
+    async with api.worker() as worker:
+        await worker.until_idle()
+        first = (await api.get(api.app, run_id)).callback
+        api.clock.advance(DAY_MS)
+        await worker.until_idle()
+        again = (await api.get(api.app, run_id)).callback
+
+    for told in (first, again):
+        assert told.last_error.startswith("ValueError: ")
+        assert told.last_traceback.startswith("Traceback (most recent call last)")
+        assert "test_callbacks.py" in told.last_traceback
+        assert told.last_traceback.rstrip().endswith(told.last_error)
+    assert (first.tries, again.tries) == (1, 2)
+
+
 async def test_a_pending_callback_is_never_swept_away(api, note):
     """... and is never swept away."""
     flaky, done = Flaky(api, note), api.scripted("done")

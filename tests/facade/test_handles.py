@@ -749,9 +749,39 @@ async def test_a_forgotten_ctx_is_named(api):
 
 
 async def test_a_forgotten_ctx_before_an_id_is_an_error_too(api):
-    """`status(run_id)` lacks an argument, which Python itself says."""
-    with pytest.raises(TypeError):
+    """`status(run_id)` lacks an argument, and what stands in its place is no ctx."""
+    with pytest.raises(InvalidContext, match=r"ctx is a str: '0190a0c0-.*'; pass app or your session first"):
         await api.status("0190a0c0-0000-7000-8000-000000000000")
+
+
+@pytest.mark.parametrize("given", ["the action", "a bind", "its name", "a list of calls"])
+async def test_a_forgotten_ctx_is_named_though_other_arguments_are_missing(api, given):
+    """What was meant as the second argument stands where ctx should."""
+
+    @api.app.action(name="charge")
+    def charge(order_id: int) -> None: ...
+
+    with pytest.raises(InvalidContext, match=r"ctx is .*(charge|list).*; pass app or your session first"):
+        match given:
+            case "the action":
+                await api.run(charge)
+            case "a bind":
+                await api.run(charge.bind(order_id=7))
+            case "its name":
+                await api.run_after("charge", 10)
+            case "a list of calls":
+                await api.run_many([Call(charge, {"order_id": 7})])
+    assert await api.all_runs() == []
+
+
+async def test_another_app_is_no_ctx(api, tmp_path):
+    """A handle of another database: the App that is another one is named, and the one that is wanted."""
+    done = api.scripted("done")
+    other = App(f"sqlite:///{tmp_path / 'other.db'}")
+
+    with pytest.raises(InvalidContext, match=r"ctx is another App, .*other\.db.*; pass the App of this retrier, "):
+        await api.run(other, done.action)
+    assert await api.all_runs() == []
 
 
 async def test_a_handle_of_the_wrong_colour_is_refused(sync_api):

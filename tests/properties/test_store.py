@@ -598,7 +598,7 @@ class StoreMachine(RuleBasedStateMachine):
             if run.action == action and run.state in {"failed", "canceled"} and run.callback != "pending"
         ]
 
-        assert self.store.write(retry_runs, NAMESPACE, Filter(action=action)) == len(runs)
+        assert self.store.write(retry_runs, NAMESPACE, Filter([action])) == len(runs)
 
         for run in runs:
             self.expect_retried(run)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from action_retrier import _calls, _completion, _execution, _maintenance, _reporter, _worker
+from action_retrier import _calls, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
 from action_retrier.drivers.sqlite import database, locks, writer
 from action_retrier.drivers.sqlite.leases import SqliteLeases
 
@@ -37,7 +37,7 @@ def _anything(_: object) -> bool:
 
 _OPERATIONS: dict[str, tuple[ModuleType, str, Callable[[Any], bool]]] = {
     "start": (_calls, "start_runs", bool),
-    "register": (_worker, "register_worker", _anything),
+    "register": (_incarnation, "register_worker", _anything),
     "claim": (_worker, "claim_runs", lambda claimed: bool(claimed.runs or claimed.suspects)),
     "report": (_completion, "apply_moves", bool),
     "callback_claim": (_reporter, "claim_callbacks", bool),

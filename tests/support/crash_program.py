@@ -31,6 +31,7 @@ from action_retrier import (
     _leases,
     _worker,
 )
+from action_retrier._incarnation import Incarnation
 from action_retrier._worker import Worker
 from action_retrier.drivers.sqlite import leases, writer
 
@@ -178,34 +179,35 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-_workers: list[Worker] = []  # of this process
-
-
 def announce_workers() -> None:
     """Say the id of every incarnation of a worker."""
-    register = Worker._register
+    register = Incarnation.begin
 
-    async def announced(self: Worker) -> None:
-        _workers.append(self)
+    async def announced(self: Incarnation) -> None:
         await register(self)
-        say("worker", self.id)
+        say("worker", self.claimant.id)
 
-    Worker._register = announced
+    Incarnation.begin = announced
 
 
 def stop_while_claiming() -> None:
     """Have the worker told to stop when it has claimed its first run, and does not know it yet."""
-    claim_runs = _worker.claim_runs
+    claim_runs, start = _worker.claim_runs, Worker.start
+    workers = []
+
+    async def noted(self: Worker) -> None:
+        workers.append(self)
+        await start(self)
 
     def watched(*args: Any) -> Any:
         claimed = yield from claim_runs(*args)
         if claimed.runs:
             os.kill(os.getpid(), signal.SIGTERM)
-            while not _workers[0]._stopping:
+            while not workers[0]._stopping:
                 time.sleep(LOOK_S)
         return claimed
 
-    _worker.claim_runs = watched
+    _worker.claim_runs, Worker.start = watched, noted
 
 
 def set_lease(lease_s: float) -> None:

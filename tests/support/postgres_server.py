@@ -62,7 +62,9 @@ class Server:
         if os.geteuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
         folder.chmod(0o700)
-        self.run("initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N")
+        self.run(
+            "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N"
+        )
 
     @property
     def url(self) -> str:

@@ -123,7 +123,7 @@ def test_what_cannot_be_registered_is_said_so(given: Any, problem: str, name: st
         ({"__spec__": ModuleSpec("job.run", None)}, "job.run"),
         ({"__spec__": None, "__file__": "/somewhere/job.py"}, "job"),
         ({"__file__": "job.py"}, "job"),
-        ({"__spec__": ModuleSpec("__main__", None), "__file__": "/somewhere/job.zip/__main__.py"}, "__main__"),
+        ({"__spec__": ModuleSpec("__main__", None), "__file__": "/somewhere/job.zip/__main__.py"}, "job"),
         ({}, "interactive"),
     ],
     ids=["python -m", "python file", "no spec", "a zip", "a prompt"],

@@ -1,7 +1,7 @@
 """Cancel, retry and clean up."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .._lifecycle import COMPLETED, State
@@ -11,15 +11,15 @@ from ..errors import RunInProgress, RunNotFound, RunSucceeded
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which runs a bulk operation means; None means any."""
+    """Which runs a bulk operation means; None means any. An action may have had several names."""
 
-    action: str | None = None
+    actions: Collection[str] | None = None
     queue: str | None = None
 
     @property
     def parameters(self) -> dict[str, object]:
         """What the bulk statements want to know."""
-        return {"action": self.action, "queue": self.queue}
+        return {"actions": None if self.actions is None else json.dumps([*self.actions]), "queue": self.queue}
 
 
 _ANY = Filter()

@@ -48,7 +48,7 @@ def read_runs(
     namespace: str,
     *,
     state: str | None,
-    action: str | None,
+    actions: Collection[str] | None,
     queue: str | None,
     callback: str | None,
     before: str | None,
@@ -60,7 +60,7 @@ def read_runs(
         {
             "namespace": namespace,
             "state": state,
-            "action": action,
+            "actions": None if actions is None else json.dumps([*actions]),
             "queue": queue,
             "callback": callback,
             "before": before,
@@ -87,7 +87,9 @@ def run_of(row: Row, attempts: Sequence[Row], workers: Sequence[Row]) -> Run:
     on_complete = row["on_complete"]
     callback = None
     if on_complete:
-        callback = Callback(on_complete, row["callback_state"], row["callback_tries"], row["callback_error"])
+        callback = Callback(
+            on_complete, row["callback_state"], row["callback_tries"], row["callback_error"], row["callback_traceback"]
+        )
     progress = None
     if row["progress"] is not None:
         progress = Progress(row["progress"], row["progress_message"] or "")

@@ -17,7 +17,7 @@ class CallbackMark:
         state: ``none`` without one, ``done`` if it runs in this transaction, else ``pending``.
         tries: Tries made so far.
         delay_us: A pending one is due after this.
-        error: What the last try raised.
+        error: What the last try raised, and its *traceback*.
         losses: Workers in a row that it may have cost: above 0 it is called apart from other suspects.
     """
 
@@ -26,6 +26,7 @@ class CallbackMark:
     delay_us: int = 0
     error: str | None = None
     losses: int = 0
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def _finish(one: Settled, move: Finish) -> dict[str, object]:
             "callback_tries": one.callback.tries,
             "callback_delay": one.callback.delay_us,
             "callback_error": one.callback.error,
+            "callback_traceback": one.callback.traceback,
             "callback_losses": one.callback.losses,
         }
     return row | _progress(one)
@@ -142,9 +144,12 @@ def finish_callback(run_id: str, worker: str, tries: int) -> Op[bool]:
     return bool((yield Statement("finish_callback", {"id": run_id, "worker": worker, "tries": tries})))
 
 
-def postpone_callback(run_id: str, worker: str, tries: int, delay_us: int, error: str) -> Op[bool]:
+def postpone_callback(
+    run_id: str, worker: str, tries: int, delay_us: int, error: str, *, traceback: str | None = None
+) -> Op[bool]:
     """Give a callback that raised back, due after *delay_us*. False: it was not owned any more."""
-    parameters = {"id": run_id, "worker": worker, "tries": tries, "delay": delay_us, "error": error}
+    fence = {"id": run_id, "worker": worker, "tries": tries}
+    parameters = fence | {"delay": delay_us, "error": error, "traceback": traceback}
     return bool((yield Statement("postpone_callback", parameters)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .._codec import same_json
 from .._policy import RetryPolicy, to_us
-from .._statements import Op, Statement
+from .._statements import Op, Row, Statement
 from ..errors import IdempotencyConflict
 
 
@@ -19,6 +19,7 @@ class Start:
         id: Made by the client, so that a repeated start inserts once.
         at_us: Due at this instant; None means after *delay_us*.
         args: JSON text; *context* likewise, or None.
+        aliases: Older names of the action: a key that was used under one of them is used.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Start:
     at_us: int | None = None
     delay_us: int = 0
     idempotency_key: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 def may_wait(starts: Sequence[Start]) -> bool:
@@ -45,26 +47,36 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
         IdempotencyConflict: A key belongs to a run with other arguments. What this operation
             has inserted by then goes with its transaction, or its savepoint.
     """
+    renamed = yield from _owners(namespace, [start for start in starts if start.aliases], by_alias=True)
     # Keys in order: two transactions that start the same ones then wait for each other at most once.
-    ordered = sorted(starts, key=lambda start: (start.idempotency_key or "", start.action))
+    fresh = [start for start in starts if start.id not in renamed]
+    ordered = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
     encoded = json.dumps([_encode(start) for start in ordered], separators=(",", ":"), ensure_ascii=False)
     rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded})
     inserted = {row["id"] for row in rows}
-    owners = {}
-    known = [start for start in starts if start.idempotency_key is not None and start.id not in inserted]
-    if known:
-        keys = [{"action": start.action, "key": start.idempotency_key} for start in known]
-        rows = yield Statement("select_keys", {"namespace": namespace, "keys": json.dumps(keys)})
-        owners = {(row["action"], row["key"]): row for row in rows}
-    for start in known:
-        owner = owners[start.action, start.idempotency_key]
-        if not same_json(owner["args"], start.args):
+    owners = renamed | (yield from _owners(namespace, [start for start in fresh if start.id not in inserted]))
+    for start in starts:
+        owner = owners.get(start.id)
+        if owner is not None and not same_json(owner["args"], start.args):
             assert start.idempotency_key is not None
             raise IdempotencyConflict(action=start.action, idempotency_key=start.idempotency_key, run_id=owner["id"])
-    known_ids = {start.id for start in known}
-    return [
-        owners[start.action, start.idempotency_key]["id"] if start.id in known_ids else start.id for start in starts
+    return [owners[start.id]["id"] if start.id in owners else start.id for start in starts]
+
+
+def _owners(namespace: str, starts: Sequence[Start], *, by_alias: bool = False) -> Op[dict[str, Row]]:
+    """Return, by the ids of those starts whose idempotency key is taken, the run that has it."""
+    keys = [
+        (start.id, action, start.idempotency_key)
+        for start in starts
+        if start.idempotency_key is not None
+        for action in (start.aliases if by_alias else (start.action,))
     ]
+    if not keys:
+        return {}
+    asked = json.dumps([{"action": action, "key": key} for _, action, key in keys])
+    rows = yield Statement("select_keys", {"namespace": namespace, "keys": asked})
+    found = {(row["action"], row["key"]): row for row in rows}
+    return {run_id: found[action, key] for run_id, action, key in keys if (action, key) in found}
 
 
 def _encode(start: Start) -> dict[str, object]:

@@ -25,6 +25,12 @@ def register_worker(claimant: Claimant, host: str, pid: int) -> Op[None]:
     )
 
 
+def announce_names(claimant: Claimant) -> Op[None]:
+    """Tell what a worker can run now."""
+    names = {"actions": claimant.actions, "mutations": claimant.mutations}
+    yield Statement("update_worker", {"id": claimant.id, **names})
+
+
 def list_workers(namespace: str) -> Op[Rows]:
     """Return the workers' rows, the dead ones that nobody has noticed yet among them."""
     return (yield Statement("select_workers", {"namespace": namespace}))

@@ -1,5 +1,5 @@
 -- Cancel runs that have not completed. The callback is left to a worker that knows it.
--- In:  namespace, id (NULL = all that the filters leave), action, queue (NULL = any), now (us UTC)
+-- In:  namespace, id (NULL = all that the filters leave), actions (JSON array), queue (NULL = any), now (us UTC)
 -- Out: id, attempt, worker (NULL unless an attempt was under way).
 WITH clock AS MATERIALIZED (
     SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
@@ -10,7 +10,7 @@ WITH clock AS MATERIALIZED (
        AND r.state IN ('pending', 'running')
        AND (r.id = CAST(:id AS text)
             OR (CAST(:id AS text) IS NULL
-                AND (CAST(:action AS text) IS NULL OR r.action = CAST(:action AS text))
+                AND (CAST(:actions AS text) IS NULL OR r.action IN (SELECT value FROM json_array_elements_text(CAST(:actions AS json))))
                 AND (CAST(:queue AS text) IS NULL OR r.queue = CAST(:queue AS text))))
      ORDER BY r.id
        FOR UPDATE
@@ -21,7 +21,8 @@ UPDATE {schema}.runs AS r
        losses = 0,
        callback_state = CASE r.on_complete WHEN '' THEN 'none' ELSE 'pending' END,
        callback_due_at = CASE r.on_complete WHEN '' THEN NULL ELSE clock.now END,
-       callback_tries = 0, callback_losses = 0, callback_error = NULL
+       callback_tries = 0, callback_losses = 0, callback_error = NULL,
+       callback_traceback = NULL
   FROM chosen, clock
  WHERE r.id = chosen.id AND r.state IN ('pending', 'running')
 RETURNING r.id, r.attempt, r.worker;

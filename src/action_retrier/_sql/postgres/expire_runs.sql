@@ -19,7 +19,8 @@ UPDATE {schema}.runs AS r
        error = coalesce(r.error, 'the deadline passed before an attempt began'),
        callback_state = CASE r.on_complete WHEN '' THEN 'none' ELSE 'pending' END,
        callback_due_at = CASE r.on_complete WHEN '' THEN NULL ELSE clock.now END,
-       callback_tries = 0, callback_losses = 0, callback_error = NULL
+       callback_tries = 0, callback_losses = 0, callback_error = NULL,
+       callback_traceback = NULL
   FROM late, clock
  WHERE r.id = late.id
 RETURNING r.id;

@@ -1,6 +1,6 @@
 -- Close runs, each only if the attempt that reports still owns it.
 -- In:  moves (JSON array of {id, attempt (fencing token), state (terminal), failures, result, error_type, error,
---      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_losses,
+--      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_traceback, callback_losses,
 --      progress, progress_message}), now (us UTC)
 -- Out: id, is_busy (a row that somebody's open transaction holds: nothing was written, try again); a missing id
 --      was not owned any more, which is not an error.
@@ -11,7 +11,7 @@ WITH clock AS MATERIALIZED (
     SELECT one.*
       FROM json_to_recordset(CAST(:moves AS json)) AS one (
            id text, attempt bigint, state text, failures bigint, result text, error_type text, error text,
-           callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_losses bigint,
+           callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_traceback text, callback_losses bigint,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
     SELECT r.id
@@ -33,6 +33,7 @@ WITH clock AS MATERIALIZED (
            callback_losses = coalesce(moves.callback_losses, 0),
            callback_due_at = CASE WHEN moves.callback = 'pending' THEN clock.now + coalesce(moves.callback_delay, 0) END,
            callback_error = moves.callback_error,
+           callback_traceback = moves.callback_traceback,
            callback_worker = NULL,
            progress = coalesce(moves.progress, r.progress),
            progress_message = coalesce(moves.progress_message, r.progress_message)

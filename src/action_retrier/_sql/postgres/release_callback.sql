@@ -9,6 +9,7 @@ UPDATE {schema}.runs AS r
        callback_losses = r.callback_losses + CAST(:lost AS bigint),
        callback_tries = r.callback_tries - 1 + CAST(:lost AS bigint),
        callback_error = coalesce(CAST(:error AS text), r.callback_error),
+       callback_traceback = CASE WHEN CAST(:error AS text) IS NULL THEN r.callback_traceback END,
        callback_due_at = clock.now + CAST(:delay AS bigint)
   FROM clock
  WHERE r.id = CAST(:id AS text) AND r.callback_state = 'pending' AND r.callback_worker = CAST(:worker AS text)

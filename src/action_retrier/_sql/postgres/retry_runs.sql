@@ -1,5 +1,5 @@
 -- Start failed and canceled runs afresh, under the same ids, and make due those that back off.
--- In:  namespace, id (NULL = all that the filters leave), action, queue (NULL = any), backing_off (1 = those too), now (us UTC)
+-- In:  namespace, id (NULL = all that the filters leave), actions (JSON array), queue (NULL = any), backing_off (1 = those too), now (us UTC)
 -- Out: the ids.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
@@ -9,7 +9,7 @@ WITH clock AS MATERIALIZED (
      WHERE r.namespace = CAST(:namespace AS text)
        AND (r.id = CAST(:id AS text)
             OR (CAST(:id AS text) IS NULL AND r.state IN ('failed', 'canceled')
-                AND (CAST(:action AS text) IS NULL OR r.action = CAST(:action AS text))
+                AND (CAST(:actions AS text) IS NULL OR r.action IN (SELECT value FROM json_array_elements_text(CAST(:actions AS json))))
                 AND (CAST(:queue AS text) IS NULL OR r.queue = CAST(:queue AS text))))
      ORDER BY r.id
        FOR UPDATE
@@ -27,7 +27,7 @@ UPDATE {schema}.runs AS r
        error = CASE r.state WHEN 'pending' THEN r.error END,
        worker = NULL, completed_at = NULL, result = NULL, progress = NULL, progress_message = NULL,
        callback_state = 'none', callback_tries = 0, callback_losses = 0, callback_due_at = NULL,
-       callback_worker = NULL, callback_error = NULL,
+       callback_worker = NULL, callback_error = NULL, callback_traceback = NULL,
        state = 'pending'
   FROM chosen, clock
  WHERE r.id = chosen.id

@@ -8,7 +8,8 @@ UPDATE action_retrier_runs
        error = coalesce(error, 'the deadline passed before an attempt began'),
        callback_state = CASE on_complete WHEN '' THEN 'none' ELSE 'pending' END,
        callback_due_at = CASE on_complete WHEN '' THEN NULL ELSE CAST(:now AS INTEGER) END,
-       callback_tries = 0, callback_losses = 0, callback_error = NULL
+       callback_tries = 0, callback_losses = 0, callback_error = NULL,
+       callback_traceback = NULL
  WHERE rowid IN (
        SELECT r.rowid FROM action_retrier_runs AS r
         WHERE r.state = 'pending' AND r.namespace = CAST(:namespace AS TEXT)

@@ -1,6 +1,6 @@
 -- Close runs, each only if the attempt that reports still owns it.
 -- In:  moves (JSON array of {id, attempt (fencing token), state (terminal), failures, result, error_type, error,
---      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_losses,
+--      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_traceback, callback_losses,
 --      progress, progress_message}), now (us UTC)
 -- Out: the ids that were closed; a missing one was not owned any more, which is not an error.
 WITH moves AS MATERIALIZED (
@@ -21,6 +21,7 @@ UPDATE action_retrier_runs AS r
        callback_due_at = CASE WHEN json_extract(move, '$.callback') = 'pending'
                               THEN CAST(:now AS INTEGER) + coalesce(json_extract(move, '$.callback_delay'), 0) END,
        callback_error = json_extract(move, '$.callback_error'),
+       callback_traceback = json_extract(move, '$.callback_traceback'),
        callback_worker = NULL,
        progress = coalesce(json_extract(move, '$.progress'), progress),
        progress_message = coalesce(json_extract(move, '$.progress_message'), progress_message)

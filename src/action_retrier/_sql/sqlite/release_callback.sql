@@ -6,6 +6,7 @@ UPDATE action_retrier_runs
        callback_losses = callback_losses + CAST(:lost AS INTEGER),
        callback_tries = callback_tries - 1 + CAST(:lost AS INTEGER),
        callback_error = coalesce(CAST(:error AS TEXT), callback_error),
+       callback_traceback = CASE WHEN CAST(:error AS TEXT) IS NULL THEN callback_traceback END,
        callback_due_at = CAST(:now AS INTEGER) + CAST(:delay AS INTEGER)
  WHERE id = CAST(:id AS TEXT) AND callback_state = 'pending' AND callback_worker = CAST(:worker AS TEXT)
 RETURNING id;

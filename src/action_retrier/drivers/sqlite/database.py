@@ -6,13 +6,13 @@ import os
 import queue
 import sqlite3
 import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..._clock import Clock
+from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...config import logger
@@ -101,15 +101,15 @@ class SqliteDatabase:
                 self._path, self._gate, clock=self._clock, synchronous=self._synchronous, committed=self.changes.notify
             )
             self._pid = os.getpid()
-            self._end = weakref.finalize(
-                self, _end, self._pid, self._writer, self.changes, self._threads, self._idle_readers
+            self._ending = Ending(
+                self, partial(_let_go, self._pid, self._writer, self.changes, self._threads, self._idle_readers)
             )
 
     def close(self) -> None:
         """Let go of every connection and thread."""
         with self._opening:
             if self._pid == os.getpid():
-                self._end()
+                self._ending.now()
                 self._reset()
 
     @property
@@ -255,7 +255,7 @@ class SqliteDatabase:
         return diagnose(self._path, synchronous=self._synchronous)
 
 
-def _end(
+def _let_go(
     pid: int,
     writer: Writer,
     changes: SqliteChanges,

@@ -29,6 +29,7 @@ class ConnectionHandle:
         self._connection = connection
         self._path = path
         self._clock = clock
+        self._is_empty = False  # there are no tables yet
         if not is_open(connection):
             raise InvalidContext(problem="ctx is a sqlite3.Connection that is closed", remedy="pass one that is open")
         try:
@@ -65,7 +66,9 @@ class ConnectionHandle:
             # which may hold the only lock there is, and go with it if it is rolled back.
             self._begin()
             migrate(self._connection)
-        elif found is not None and found_version(self._connection) < newest_version():
+        elif found is None:
+            self._is_empty = True
+        elif found_version(self._connection) < newest_version():
             raise InvalidContext(
                 problem="the tables that ctx leads to are of an older version",
                 remedy="open the app, or run `action-retrier migrate`, before the transaction begins",
@@ -103,6 +106,11 @@ class ConnectionHandle:
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
+        if self._is_empty:
+            # Nothing has been started yet, and a read is no reason to write: it finds what an empty schema has.
+            with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+                migrate(empty)
+                return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()))
         with translated(self._path), self._savepoint():
             return drive(op, self._execute)
 

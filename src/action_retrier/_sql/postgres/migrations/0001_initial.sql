@@ -37,6 +37,7 @@ CREATE TABLE {schema}.runs (
     callback_due_at  bigint,
     callback_worker  text    COLLATE "C",         -- who is calling back now
     callback_error   text,
+    callback_traceback text,
     idempotency_key  text    COLLATE "C",
     options          text    NOT NULL,
     progress         double precision,

@@ -36,6 +36,7 @@ CREATE TABLE action_retrier_runs (
     callback_due_at  INTEGER,
     callback_worker  TEXT,                        -- who is calling back now
     callback_error   TEXT,
+    callback_traceback TEXT,
     idempotency_key  TEXT,
     options          TEXT    NOT NULL,
     progress         REAL,
