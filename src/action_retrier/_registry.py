@@ -105,15 +105,15 @@ class Registry:
         return mutation.name, mutation
 
     def _warn_of_unknown(self, what: str, name: str, registered: Mapping[str, object]) -> None:
-        if (what, name) in self._warned_of:
-            return
+        if not registered or (what, name) in self._warned_of:
+            return  # an app that registers nothing of the kind only starts what other services run
         self._warned_of.add((what, name))
         known = sorted(registered)
         logger.warning(
             "%s %r is not registered with this app: its runs wait for a worker that knows it (registered here: %s)",
             what,
             name,
-            ", ".join([*known[:_NAMES_TOLD], *(["…"] if len(known) > _NAMES_TOLD else [])]) or "none",
+            ", ".join([*known[:_NAMES_TOLD], *(["…"] if len(known) > _NAMES_TOLD else [])]),
             extra={what: name},
         )
 
