@@ -223,7 +223,8 @@ class Calls:
         """Return all names under which runs of an action may be stored; None for no action in particular."""
         if given is None:
             return None
-        name, action = self._engine.registry.find_action(given.action if isinstance(given, Bound) else given)
+        given = given.action if isinstance(given, Bound) else given
+        name, action = self._engine.registry.find_action(given, starts=False)
         return (name,) if action is None else (name, *action.aliases)
 
     def waiting(self, wake: Callable[[], None], run_id: str, timeout_ms: float | None) -> Waiting:

@@ -203,7 +203,7 @@ def name_of(function: Callable[..., Any], given: str | None, kind: str) -> str:
     In a script the module is what other processes import it as, never ``__main__``.
 
     Raises:
-        ValueError: A lambda; or, without a name, a function that others could not find by one.
+        ValueError: A lambda, a generator, a method; or, without a name, a function that others could not find by one.
     """
     if isinstance(function, _Registered | type) or not callable(function):
         raise ValueError(  # noqa: TRY004 - the contract knows one error for what cannot be registered
@@ -216,6 +216,10 @@ def name_of(function: Callable[..., Any], given: str | None, kind: str) -> str:
         raise ValueError(f"a lambda cannot be registered as {kind}: it has no name; use def")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ValueError(f"{qualname!r} cannot be registered as {kind}: it is a generator; return the value instead")
+    if _is_method(function, qualname):
+        raise ValueError(
+            f"{qualname!r} is a method: {kind} has no object to be called on; register a function at module level"
+        )
     if given is not None:
         check_name("name", given)
         return given
@@ -225,6 +229,18 @@ def name_of(function: Callable[..., Any], given: str | None, kind: str) -> str:
             "could not find it; move it to the top of the module, or give it a name of its own with name=..."
         )
     return f"{_module_of(function)}:{qualname}"
+
+
+def _is_method(function: Callable[..., Any], qualname: str) -> bool:
+    if inspect.ismethod(function):
+        return True
+    if "." not in qualname.rpartition("<locals>.")[2]:
+        return False  # not defined in the body of a class
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False  # Signature says so
+    return next(iter(parameters), None) in {"self", "cls"}
 
 
 def _module_of(function: Callable[..., Any]) -> str:

@@ -1,10 +1,15 @@
 """The functions of one app, by name."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ._functions import Action, Bound, Mutation
 from ._policy import check_name
+from .config import logger
 from .errors import InvalidArguments, UnknownFunction
+
+_NAMES_TOLD = 10
 
 
 class Registry:
@@ -13,6 +18,7 @@ class Registry:
     def __init__(self) -> None:
         self.actions: dict[str, Action[Any, Any, Any]] = {}
         self.mutations: dict[str, Mutation[Any, Any]] = {}
+        self._warned_of: set[tuple[str, str]] = set()
 
     def add_action(self, action: Action[Any, Any, Any]) -> None:
         """Register. Raises ValueError for a name that is taken."""
@@ -30,12 +36,15 @@ class Registry:
         taken = self.actions.get(name) or self.mutations.get(name)
         if taken is not None:
             raise ValueError(
-                f"{name!r} is registered already, as {taken!r}: give one of the two another name with name=..."
+                f"{name!r} is registered already, for {taken.kind} {_place(taken)}: "
+                "give one of the two another name with name=..."
             )
 
-    def find_action(self, given: object) -> tuple[str, Action[Any, Any, Any] | None]:
+    def find_action(self, given: object, *, starts: bool = True) -> tuple[str, Action[Any, Any, Any] | None]:
         """
         Return the name and the action that *given* means; of a name that another service knows, only the name.
+
+        If that *starts* a run, such a name is warned of: it may also be a typo, or what a called action returned.
 
         Raises:
             InvalidArguments: It is no action.
@@ -46,7 +55,11 @@ class Registry:
             if given in self.mutations:
                 raise InvalidArguments(function=given, problem="it is a mutation; what is run and retried is an action")
             action = self.actions.get(given)
-            return (given, None) if action is None else (action.name, action)
+            if action is not None:
+                return action.name, action
+            if starts:
+                self._warn_of_unknown("action", given, self.actions)
+            return given, None
         if isinstance(given, Mutation):
             raise InvalidArguments(function=given.name, problem="it is a mutation; what is retried is an action")
         if isinstance(given, Action):
@@ -55,6 +68,13 @@ class Registry:
             return given.name, given
         if callable(given):
             raise UnknownFunction(name=_display(given), remedy="decorate it with @app.action")
+        if inspect.iscoroutine(given):
+            given.close()  # nobody will await it, and Python need not warn of that as well
+            raise InvalidArguments(
+                function=given.__qualname__,
+                problem=f"{given.__name__!r} has been called: pass the function itself and its arguments, "
+                f"or {given.__name__}.bind(...)",
+            )
         raise InvalidArguments(
             function=_display(given), problem="action must be a decorated function, a bind, or a registered name"
         )
@@ -78,9 +98,24 @@ class Registry:
         else:
             mutation = self.find_mutation(given)
         if mutation is None:
-            return str(given), None
+            name = str(given)
+            self._warn_of_unknown("on_complete", name, self.mutations)
+            return name, None
         mutation.check_as_callback()
         return mutation.name, mutation
+
+    def _warn_of_unknown(self, what: str, name: str, registered: Mapping[str, object]) -> None:
+        if not registered or (what, name) in self._warned_of:
+            return  # an app that registers nothing of the kind only starts what other services run
+        self._warned_of.add((what, name))
+        known = sorted(registered)
+        logger.warning(
+            "%s %r is not registered with this app: its runs wait for a worker that knows it (registered here: %s)",
+            what,
+            name,
+            ", ".join([*known[:_NAMES_TOLD], *(["…"] if len(known) > _NAMES_TOLD else [])]),
+            extra={what: name},
+        )
 
     def find_mutation(self, given: object) -> Mutation[Any, Any]:
         """Return the mutation that *given* means. Raises `UnknownFunction` or `InvalidArguments`."""
@@ -95,6 +130,14 @@ class Registry:
         if isinstance(given, str) or callable(given):
             raise UnknownFunction(name=_display(given), remedy="decorate it with @app.mutation")
         raise InvalidArguments(function=_display(given), problem="a mutation, or the name of one, is wanted here")
+
+
+def _place(registered: "Action[Any, Any, Any] | Mutation[Any, Any]") -> str:
+    """Say where the function stands, as far as Python knows."""
+    function = inspect.unwrap(registered.function)
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", repr(registered))
+    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
 
 
 def _display(given: object) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired, Required
 
@@ -14,6 +14,8 @@ from .errors import InvalidArguments
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+_CONTEXTS = f"{__package__}._contexts"
 
 
 class Signature:
@@ -58,38 +60,40 @@ class Signature:
         make: Any = TypedDict
         arguments = make("arguments", fields)
         arguments.__pydantic_config__ = {"extra": extra}
-        return self._build(arguments)
+        return self._build(arguments, fields)
 
     @cached_property
     def _return_adapter(self) -> "TypeAdapter[Any]":
         hint = self._hints.get("return", Any)
-        return self._build(Any if hint is typing.NoReturn else hint)
+        return self._build(Any if hint is typing.NoReturn else hint, what="its return value")
 
     def adapter_of(self, parameter: str) -> "TypeAdapter[Any]":
         """Return the adapter of one parameter's annotation."""
         found = self._parameter_adapters.get(parameter)
         if found is None:
             hint = self._hints.get(parameter, Any)
-            found = self._parameter_adapters[parameter] = self._build(hint)
+            _refuse_ctx(self.name, parameter, hint)
+            found = self._parameter_adapters[parameter] = self._build(hint, what=f"parameter {parameter!r}")
         return found
 
     @cached_property
     def _parameter_adapters(self) -> dict[str, "TypeAdapter[Any]"]:
         return {}
 
-    def _build(self, hint: Any) -> "TypeAdapter[Any]":
-        from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter  # noqa: PLC0415 - see _codec
+    def _build(self, hint: Any, parameters: Collection[str] = (), *, what: str = "its arguments") -> "TypeAdapter[Any]":
+        from pydantic import PydanticUserError, TypeAdapter  # noqa: PLC0415 - see _codec
 
         try:
             return TypeAdapter(hint)
-        except PydanticSchemaGenerationError as error:
-            raise ValueError(
-                f"{self.name!r} cannot be registered: JSON cannot carry one of its annotations ({_first_line(error)})"
-            ) from None
         except PydanticUserError as error:
             if error.code in {"class-not-fully-defined", "undefined-annotation"}:
                 raise NameError(str(error)) from None  # a forward reference inside: tried again at the first use
-            raise ValueError(f"{self.name!r} cannot be registered: {_first_line(error)}") from None
+            for one in parameters:
+                self.adapter_of(one)  # raises for the one that is to blame
+            raise ValueError(
+                f"{self.name!r} cannot be registered: JSON cannot carry {what}, annotated {_annotation(hint)} "
+                f"({_problem(error)})"
+            ) from None
 
     def encode_arguments(self, args: Mapping[str, Any] | None) -> str:
         """
@@ -132,8 +136,26 @@ class Signature:
         return self.function(*positional, **rest)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _refuse_ctx(name: str, parameter: str, hint: Any) -> None:
+    """Raise ValueError for a context where it is not looked for."""
+    for one in (hint, *typing.get_args(hint)):
+        # By their names: the contexts are made of what stands above this module.
+        kind = getattr(one, "__name__", "")
+        if getattr(one, "__module__", None) == _CONTEXTS and kind in {"ActionCtx", "SyncActionCtx", "MutationCtx"}:
+            article = "an" if kind == "ActionCtx" else "a"
+            raise ValueError(
+                f"{name!r} cannot be registered: parameter {parameter!r} is {article} {kind}: "
+                "the context must be the first parameter and be named ctx"
+            )
+
+
+def _annotation(hint: Any) -> str:
+    return inspect.formatannotation(hint)
+
+
+def _problem(error: Exception) -> str:
+    """Return what pydantic found, without what it advises."""
+    return str(error).splitlines()[0].partition(". ")[0].rstrip(".")
 
 
 def _mapping(name: str, args: object) -> Mapping[str, Any]:

@@ -307,7 +307,7 @@ class App:
 
     def _prepare(self, fn: object, args: Mapping[str, Any] | None) -> tuple[Action[..., ..., Any], dict[str, Any]]:
         fn, args = unbind(fn, args)
-        name, action = self._registry.find_action(fn)
+        name, action = self._registry.find_action(fn, starts=False)
         if action is None:
             raise UnknownFunction(name=name, remedy="only what is registered here can run here")
         return action, action.signature.check_arguments(args)

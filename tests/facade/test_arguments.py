@@ -3,6 +3,7 @@
 import enum
 import importlib
 import math
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from action_retrier import (
+    ActionCtx,
     App,
     Call,
     Canceled,
@@ -276,6 +278,61 @@ async def test_run_shows_the_arguments_as_json(api):
         },
         "colour": "red",
     }
+
+
+# -- signatures that cannot be served --------------------------------------------------------------------------------
+
+
+class Connection:
+    """What JSON cannot carry."""
+
+
+def context_with_another_name(context: ActionCtx, to: str) -> None: ...
+def context_in_second_place(to: str, ctx: SyncActionCtx) -> None: ...
+def context_that_may_be_missing(to: str, context: ActionCtx | None = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (context_with_another_name, "parameter 'context' is an ActionCtx"),
+        (context_in_second_place, "parameter 'ctx' is a SyncActionCtx"),
+        (context_that_may_be_missing, "parameter 'context' is an ActionCtx"),
+    ],
+)
+async def test_a_context_is_the_first_parameter_and_named_ctx(api, function, found):
+    """A first parameter named `ctx` receives it; another one would be waited for among the arguments."""
+    with pytest.raises(ValueError, match=f"{found}: the context must be the first parameter and be named ctx$"):
+        api.app.action(function)
+
+
+async def test_the_context_of_a_mutation_is_looked_for_likewise(api):
+    """It must not be taken for the callback's `context`, either."""
+
+    def done(context: MutationCtx, result: Any) -> None: ...
+
+    with pytest.raises(ValueError, match="parameter 'context' is a MutationCtx: the context must be the first"):
+        api.app.mutation(name="done")(done)
+
+
+def in_itself(to: str, connection: Connection) -> None: ...
+def in_a_list(to: str, connection: list[Connection]) -> None: ...
+def in_the_end(to: str) -> Connection: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "culprit"),
+    [
+        (in_itself, "parameter 'connection', annotated .*Connection"),
+        (in_a_list, r"parameter 'connection', annotated list\[.*Connection\]"),
+        (in_the_end, "its return value, annotated .*Connection"),
+    ],
+)
+async def test_what_json_cannot_carry_is_named_when_it_is_registered(api, function, culprit):
+    """The parameter, in one line, without advice that is for pydantic's models."""
+    with pytest.raises(ValueError, match=f"JSON cannot carry {culprit}") as failure:
+        api.app.action(function)
+    assert not re.search(r"arbitrary_types_allowed|__get_pydantic_core_schema__|\n", str(failure.value))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Errors: one root, picklable, telling. Logging: levels, handlers, and what is never written."""
 
 import copy
+import gc
 import logging
 import pickle
 import re
@@ -166,6 +167,65 @@ def test_a_database_that_comes_back_is_used_again(tmp_path):
     (tmp_path / "late").mkdir()
     with app:
         assert SyncActionRetrier(app).list(app).runs == []
+
+
+async def test_who_ends_the_transaction_of_a_block_is_told_how_it_ends(api):
+    """True of every transaction of ours that user code borrows, be it a callback's or a block's."""
+
+    async def commit() -> None:
+        async with api.transaction() as ctx:
+            await api.call(ctx.db.execute, "COMMIT")
+
+    with pytest.raises(RuntimeError, match="tried to COMMIT through ctx.db.* leave the block") as failure:
+        await commit()
+    assert "record" not in str(failure.value)
+
+
+async def test_an_action_that_has_been_called_is_named(api):
+    """Pass the function and its arguments: nothing is stored, and no coroutine is left that nobody awaits."""
+
+    @api.app.action(name="send")
+    async def send(to: str) -> None: ...
+
+    with pytest.raises(InvalidArguments, match=r"'send' has been called: pass the function itself.*send\.bind"):
+        await api.run(api.app, send("ines"), {"to": "ines"})
+    gc.collect()
+    assert await api.all_runs() == []
+
+
+# -- names that nobody here knows --------------------------------------------------------------------------------------
+
+
+def _sent() -> None: ...
+
+
+async def test_a_start_by_an_unknown_name_is_warned_of_once(api, caplog):
+    """Another service may know it; or it is a typo, and the run would wait in silence. Arguments are not told."""
+    api.scripted("done", name="send")
+    api.app.mutation(name="sent")(_sent)
+    for _ in range(2):
+        await api.run(api.app, "sned", {"to": CANARY}, context=CANARY, on_complete="snet")
+    async with api.sibling() as producer:  # registers nothing: all that it starts is others'
+        await producer.run(producer.app, "sned", {"to": CANARY})
+
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    known = "its runs wait for a worker that knows it (registered here: "
+    assert told == [
+        f"action 'sned' is not registered with this app: {known}send)",
+        f"on_complete 'snet' is not registered with this app: {known}sent)",
+    ]
+    assert CANARY not in str([vars(record) for record in caplog.records])
+
+
+async def test_what_a_called_action_returns_is_warned_of_as_a_name(api, caplog):
+    """`run(app, send("x"))` is a start by name, if `send` returns a string."""
+
+    @api.app.action(name="send")
+    def send(to: str) -> str:
+        return f"sent to {to}"
+
+    await api.run(api.app, send("ines"))
+    assert "action 'sent to ines' is not registered with this app" in caplog.text
 
 
 # -- levels and handlers -----------------------------------------------------------------------------------------------

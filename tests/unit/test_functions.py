@@ -1,6 +1,9 @@
 """Registered functions: their names, and what the registry finds by them."""
 
 import functools
+import gc
+import math
+import re
 import sys
 import types
 from collections.abc import AsyncIterator, Iterator
@@ -38,13 +41,31 @@ async def async_generator() -> AsyncIterator[int]:
     yield 1
 
 
+def wrapped(function: Any) -> Any:
+    """Decorate as users do."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
 class Service:
     def method(self) -> None:
-        """One that is found by its class."""
+        """One that needs an object."""
+
+    @wrapped
+    def wrapped_method(self) -> None:
+        """Likewise."""
+
+    @classmethod
+    def class_method(cls) -> None:
+        """Likewise."""
 
     @staticmethod
     def static() -> None:
-        """Likewise."""
+        """One that is found by its class."""
 
     def __call__(self) -> None:
         """An object that can be called has no name."""
@@ -58,7 +79,6 @@ class Service:
     [
         (plain, "plain"),
         (plain_async, "plain_async"),
-        (Service.method, "Service.method"),
         (Service.static, "Service.static"),
     ],
 )
@@ -115,6 +135,41 @@ def test_a_name_must_be_one(name: str) -> None:
 def test_what_cannot_be_registered_is_said_so(given: Any, problem: str, name: str | None) -> None:
     with pytest.raises(ValueError, match=problem):
         name_of(given, name, "an action")
+
+
+@pytest.mark.parametrize("name", [None, "charge"])
+@pytest.mark.parametrize(
+    "method",
+    [Service.method, Service().method, Service.wrapped_method, Service.class_method],
+    ids=["in the class", "bound", "wrapped", "class method"],
+)
+def test_a_method_cannot_be_registered(method: Any, name: str | None) -> None:
+    """There is no object to call it on."""
+    with pytest.raises(ValueError, match=r"'Service\.\w+' is a method: an action has no object.*at module level"):
+        name_of(method, name, "an action")
+
+
+def test_a_method_of_a_class_in_a_function_cannot_be_registered_either() -> None:
+    class Local:
+        def method(self) -> None:
+            """One that no name makes callable."""
+
+    with pytest.raises(ValueError, match="is a method: a mutation has no object"):
+        name_of(Local.method, "charge", "a mutation")
+
+
+def test_self_is_a_parameter_like_others_outside_of_classes() -> None:
+    def nested(self: int) -> None:
+        """An action about some self."""
+
+    assert name_of(nested, "charge", "an action") == "charge"
+
+
+def test_static_methods_are_functions() -> None:
+    static = vars(Service)["static"]  # what a decorator above @staticmethod sees
+
+    assert name_of(static, None, "an action") == f"{__name__}:Service.static"
+    assert Action(static, "static").signature.parameters == []
 
 
 @pytest.mark.parametrize(
@@ -178,6 +233,22 @@ def test_a_name_is_taken_once(registry: Registry, name: str, kind: str) -> None:
     assert (registry.actions, registry.mutations) == before
 
 
+@pytest.mark.parametrize("name", ["charge", "old charge", "done"])
+def test_a_taken_name_is_said_with_the_place_of_the_first_function(registry: Registry, name: str) -> None:
+    first = plain_async if name == "done" else plain
+    place = f"{first.__name__} ({__file__}:{first.__code__.co_firstlineno})"
+
+    with pytest.raises(ValueError, match=re.escape(place)):
+        registry.add_action(Action(takes_none, name))
+
+
+def test_a_taken_name_of_a_function_without_a_place_is_said_all_the_same(registry: Registry) -> None:
+    registry.add_action(Action(math.sqrt, "root"))
+
+    with pytest.raises(ValueError, match="'root' is registered already, for action sqrt: give"):
+        registry.add_action(Action(plain, "root"))
+
+
 def test_an_action_is_found_by_itself_its_name_and_its_aliases(
     registry: Registry, charge: Action[Any, Any, Any]
 ) -> None:
@@ -189,6 +260,49 @@ def test_an_action_is_found_by_itself_its_name_and_its_aliases(
 def test_a_name_that_another_service_knows_is_only_a_name(registry: Registry) -> None:
     assert registry.find_action("theirs") == ("theirs", None)
     assert registry.find_callback("theirs") == ("theirs", None)
+
+
+def test_a_name_that_is_not_registered_is_warned_of_once(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be another service's, or a typo; and what is known is no reason to warn."""
+    for given in ("chrage", "charge", "old charge", "chrage"):
+        registry.find_action(given)
+    registry.find_callback("dine")
+    registry.find_callback("done")
+    registry.find_callback("dine")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "action 'chrage' is not registered with this app: its runs wait for a worker that knows it "
+        "(registered here: charge, old charge)",
+        "on_complete 'dine' is not registered with this app: its runs wait for a worker that knows it "
+        "(registered here: done)",
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_each_app_warns_for_itself_and_names_some_that_it_knows(caplog: pytest.LogCaptureFixture) -> None:
+    for count in (0, 1, 11):
+        registry = Registry()
+        for number in range(count):
+            registry.add_action(Action(plain, f"a{number:02}"))
+        registry.find_action("theirs")
+
+    told = [record.getMessage().partition("registered here: ")[2] for record in caplog.records]
+    assert told == ["a00)", "a00, a01, a02, a03, a04, a05, a06, a07, a08, a09, …)"]
+
+
+def test_a_name_that_only_filters_is_not_warned_of(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    assert registry.find_action("theirs", starts=False) == ("theirs", None)
+    assert caplog.records == []
+
+
+def test_a_coroutine_is_an_action_that_has_been_called(registry: Registry) -> None:
+    """Python does not warn of it as never awaited, too: a warning is an error here."""
+    with pytest.raises(
+        InvalidArguments,
+        match=r"'plain_async' has been called: pass the function itself and its arguments, or plain_async\.bind\(",
+    ):
+        registry.find_action(plain_async())
+    gc.collect()
 
 
 @pytest.mark.parametrize(

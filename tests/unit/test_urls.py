@@ -84,6 +84,30 @@ def test_a_url_that_names_no_database_is_named_in_the_error(url: str) -> None:
     assert repr(url) in refused(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("shop.db", "did you mean sqlite:///shop.db?"),
+        ("data/shop.db", "did you mean sqlite:///data/shop.db?"),
+        ("/var/lib/shop.db", "did you mean sqlite:////var/lib/shop.db?"),
+        ("django", "did you mean sqlite:///django?"),
+        ("django:default", "Django's databases are not in this version"),
+        ("sqlite+aiosqlite:///shop.db", "sqlite+aiosqlite is not in this version"),
+        ("postgresql+psycopg://host/shop", "postgresql+psycopg is not in this version"),
+        ("postgresql://host/shop", "not supported by this version"),
+        ("", "use sqlite:///relative.db or sqlite:////absolute.db"),
+        ("data/", "use sqlite:///relative.db or sqlite:////absolute.db"),
+        ("user:secret@host", "use sqlite:///relative.db or sqlite:////absolute.db"),
+        ("mysql://host/shop", "use sqlite:///relative.db or sqlite:////absolute.db"),
+    ],
+)
+def test_the_advice_is_a_url_that_this_version_takes(url: str, advice: str) -> None:
+    text = refused(url)
+
+    assert advice in text
+    assert "or postgresql://" not in text
+
+
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     assert "is not a file" in refused(f"sqlite:///{tmp_path}")
 

@@ -212,10 +212,21 @@ def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
                 f"database {mask_password(url)!r} needs psycopg: pip install 'action-retrier[postgres]'"
             ) from error
         return PostgresDatabase(url, clock=clock, auto_migrate=auto_migrate)
-    raise ValueError(
-        f"database {mask_password(url)!r} is not a URL that this library knows: "
-        "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."
-    )
+    raise ValueError(f"database {mask_password(url)!r} is not a URL that this library knows: {_advice(url)}")
+
+
+def _advice(url: str) -> str:
+    scheme = url.partition(":")[0]
+    if url.startswith("django:"):
+        return "Django's databases are not in this version; use sqlite:///FILE"
+    if "+" in scheme and "://" in url:
+        return f"SQLAlchemy's {scheme} is not in this version; use sqlite:///FILE"
+    if _BARE_PATH.fullmatch(url):
+        return f"did you mean sqlite:///{url}?"
+    return "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."
+
+
+_BARE_PATH = re.compile(r"[^:@?#\0]*[^:@?#\0/]")  # where an @ stands, a secret may
 
 
 def mask_password(url: str) -> str:

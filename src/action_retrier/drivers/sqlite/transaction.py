@@ -200,8 +200,9 @@ class SqliteTransaction:
                     self._connection.isolation_level = ISOLATION
         if tried:
             raise RuntimeError(
-                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction commits together "
-                "with the record that it is done, so nobody else may end it. Return to commit, raise to roll back"
+                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction is "
+                "ended by whoever lent it, together with all else that belongs to it, and by nobody else. Return "
+                "(or leave the block) to commit, raise to roll back"
             ) from problem
         if problem is not None:
             raise problem
