@@ -59,17 +59,17 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[MutationCtx]:
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         async with self._database.transaction() as transaction:
-            with opened_here(self._database), transaction.user_code():
+            with opened_here(self._database.turn), transaction.user_code():
                 yield MutationCtx(transaction, self._database, "async")
 
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[MutationCtx]:
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         with (
             self._database.transaction_sync() as transaction,
-            opened_here(self._database),
+            opened_here(self._database.turn),
             transaction.user_code(),
         ):
             yield MutationCtx(transaction, self._database, "sync")

@@ -75,8 +75,13 @@ class SqliteLeases:
         without a gap for one lease: after a suspended machine wakes, everybody is silent.
         """
         now = boot_time_us()
-        may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
+        may_judge = any(self._may_judge(worker, now) for worker in self._unbroken_since)
         return [worker for worker in workers if self._is_dead(worker, now, may_judge=may_judge)]
+
+    def _may_judge(self, own: str, now: int) -> bool:
+        """Whether a worker of ours has held its lease for long, up to now: not if we too have just been woken up."""
+        is_fresh = now - _renewed.get(own, 0) < LEASE_US - MARGIN_US
+        return is_fresh and now - self._unbroken_since[own] >= LEASE_US
 
     def _is_dead(self, worker: str, now: int, *, may_judge: bool) -> bool:
         path = self._path(worker)

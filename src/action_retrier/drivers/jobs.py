@@ -1,0 +1,212 @@
+"""What waits for its turn on a connection that one thread owns, and how whoever waits hears of its end."""
+
+import asyncio
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .._statements import Op
+from ..errors import DatabaseUnavailable
+
+_GROUP = 200  # operations at once at most: others wait for them
+_CLOSE_S = 10.0
+
+
+class Job:
+    """Something that waits for its turn, and what came of it. Without *make* it is a loan."""
+
+    def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
+        self.make = make
+        self.began = False  # it is done, or lent: nobody may take it back any more
+        self.unwanted = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def outcome(self) -> Any:
+        """Return or raise what came of it."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class ThreadJob(Job):
+    """A job that a thread waits for."""
+
+    def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
+        super().__init__(make)
+        self.done = threading.Event()
+
+
+class LoopJob(Job):
+    """A job that a coroutine waits for."""
+
+    def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
+        super().__init__(make)
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+
+
+class Jobs(ABC):
+    """
+    A queue of jobs and the thread that does them.
+
+    What comes in while the thread is busy is taken together afterwards: load makes batches, and
+    an idle system begins at once.
+    """
+
+    def __init__(self, name: str, location: str) -> None:
+        self._location = location
+        self._queue: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    # The callers' side.
+
+    async def run(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
+        """Run an operation and return what came of it."""
+        return await self.wait(LoopJob(make), patience_s)
+
+    def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
+        """Run an operation and return what came of it."""
+        return self.wait_sync(ThreadJob(make), patience_s)
+
+    def close(self) -> None:
+        """Finish what is queued and let go of the connection; not at once, if somebody keeps a transaction open."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_S)
+
+    async def wait(self, job: LoopJob, patience_s: float | None) -> Any:
+        """Queue a job, and return or raise what came of it."""
+        self._put(job)
+        timer = None
+        if patience_s is not None:
+            timer = job.loop.call_later(patience_s, self._give_up, job)
+        try:
+            await job.done
+        except BaseException:  # a cancellation, or the end of a coroutine that was forgotten
+            self._withdraw(job)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return job.outcome()
+
+    def wait_sync(self, job: ThreadJob, patience_s: float | None) -> Any:
+        """Queue a job, and return or raise what came of it."""
+        self._put(job)
+        try:
+            if not job.done.wait(patience_s) and self._refuse(job):
+                raise self._too_long()  # noqa: TRY301 - what follows undoes nothing of it
+            job.done.wait()
+        except BaseException:  # a signal's handler may raise anything
+            self._withdraw(job)
+            raise
+        return job.outcome()
+
+    def _give_up(self, job: LoopJob) -> None:
+        if not job.done.done() and self._refuse(job):
+            job.done.set_exception(self._too_long())
+
+    def _put(self, job: Job) -> None:
+        with self._changed:
+            if self._stopping:
+                raise DatabaseUnavailable(problem=f"{self._location} has been closed", remedy="open the App again")
+            self._queue.append(job)
+            self._changed.notify()
+
+    def _refuse(self, job: Job) -> bool:
+        """Take back a job that has waited for too long. False: its turn has come after all."""
+        with self._changed:
+            if job.began:
+                return False
+            self._take_out(job)
+            return True
+
+    def _take_out(self, job: Job) -> None:
+        """Have a job not done: it is queued, or its turn has come in this process, and not among all."""
+        job.unwanted = True
+        with contextlib.suppress(ValueError):
+            self._queue.remove(job)
+
+    def _withdraw(self, job: Job) -> None:
+        """Take back a job that nobody waits for any more. A loan ends as soon as it is handed over."""
+        with self._changed:
+            if not job.began:
+                self._take_out(job)
+                return
+            loan = job.result
+        if job.make is None and loan is not None:
+            loan.give_back("rollback")
+
+    @abstractmethod
+    def _too_long(self) -> DatabaseUnavailable:
+        """Return what a job that was taken back for its impatience fails with."""
+
+    # The thread's side.
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Serve, and let go of the connection afterwards."""
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._stopping:
+                    self._changed.wait()
+                if not self._queue:
+                    return
+                jobs = self._take()
+            self._do(jobs)
+
+    def _take(self) -> list[Job]:
+        """Take a loan, or the operations up to the next one."""
+        jobs = [self._queue.popleft()]
+        while jobs[0].make is not None and self._queue and self._queue[0].make is not None and len(jobs) < _GROUP:
+            jobs.append(self._queue.popleft())
+        return jobs
+
+    def begin(self, jobs: list[Job]) -> list[Job]:
+        """Return those that are still wanted now that the lock is ours; from here on they cannot be taken back."""
+        with self._changed:
+            wanted = [job for job in jobs if not job.unwanted]
+            for job in wanted:
+                job.began = True
+        return wanted
+
+    @abstractmethod
+    def _do(self, jobs: list[Job]) -> None:
+        """Do jobs that have been taken, and deliver them. Never raises."""
+
+
+def deliver(jobs: list[Job]) -> bool:
+    """Wake whoever waits for the jobs, each event loop once. False: one of those was closed, and nobody waits."""
+    heard = True
+    loops: dict[asyncio.AbstractEventLoop, list[LoopJob]] = {}
+    for job in jobs:
+        if isinstance(job, LoopJob):
+            loops.setdefault(job.loop, []).append(job)
+        elif isinstance(job, ThreadJob):
+            job.done.set()
+    for loop, theirs in loops.items():
+        try:
+            loop.call_soon_threadsafe(_deliver_here, theirs)
+        except RuntimeError:
+            heard = False
+    return heard
+
+
+def _deliver_here(jobs: list[LoopJob]) -> None:
+    for job in jobs:
+        if not job.done.done():
+            job.done.set_result(None)
