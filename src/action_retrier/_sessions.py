@@ -89,7 +89,8 @@ class SyncWorker:
 
     def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
-        asyncio.run_coroutine_threadsafe(self._worker.until_idle(), self._loop).result()
+        if not self._loop.is_closed():  # with it the worker has stopped
+            asyncio.run_coroutine_threadsafe(self._worker.until_idle(), self._loop).result()
 
 
 class AppWorker(_BothColours[Worker, SyncWorker]):
