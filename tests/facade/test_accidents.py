@@ -1,9 +1,12 @@
 """A worker among accidents: a disk that is full for a while, a damaged row, an end in a hurry. Nothing is stranded."""
 
+import asyncio
 import contextlib
 import math
 import sqlite3
+import statistics
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution
+from action_retrier._worker import POLL_S
 from action_retrier.drivers.sqlite.writer import Writer
 
 WRITES_LOST = 3
@@ -184,3 +188,23 @@ async def test_an_instant_that_cannot_be_told_is_refused(api, when):
     with pytest.raises(ValueError, match="9999"):
         await api.run_at(api.app, when, done.action)
     assert await api.all_runs() == []
+
+
+async def test_a_start_by_another_app_is_noticed_long_before_the_next_poll(api):
+    """Polling is the truth, and wake-ups make it fast: an idle worker hears of commits that are not its App's."""
+    begun = threading.Event()
+
+    @api.app.action(name="quick")
+    def quick() -> None:
+        begun.set()
+
+    waits_s = []
+    async with api.sibling() as other, api.worker() as worker:
+        for _ in range(5):
+            await worker.until_idle()
+            begun.clear()
+            await other.run(other.app, "quick")
+            since = time.monotonic()
+            assert await asyncio.to_thread(begun.wait, 10)
+            waits_s.append(time.monotonic() - since)
+    assert statistics.median(waits_s) < POLL_S / 4
