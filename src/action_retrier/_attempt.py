@@ -68,6 +68,14 @@ def outcome_of(action: Action[Any, Any, Any], error: BaseException) -> Raised:
         told = error.__cause__
     error_type, message, traceback = describe_exception(told)
     if isinstance(error, RetryAfter):
-        return Raised(error_type, message, traceback, retry_after_ms=error.delay_ms)
+        return Raised(error_type, message, traceback, retry_after_ms=_usable_delay_ms(error))
     retryable = not isinstance(error, NonRetryableError) and action.retries(error)
     return Raised(error_type, message, traceback, retryable=retryable)
+
+
+def _usable_delay_ms(error: RetryAfter) -> float | None:
+    """Return the delay that is asked for; None if a subclass, or somebody later, has set one that is none."""
+    delay_ms = getattr(error, "delay_ms", None)
+    if isinstance(delay_ms, bool) or not isinstance(delay_ms, int | float) or not 0 <= delay_ms < float("inf"):
+        return None
+    return delay_ms

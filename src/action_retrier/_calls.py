@@ -243,7 +243,10 @@ def _instant_us(when: datetime | float) -> int:
     if isinstance(when, datetime):
         if when.utcoffset() is None:
             raise ValueError(f"when must be an aware datetime, and {when!r} is naive: give it a tzinfo, such as UTC")
-        return (when - _EPOCH) // timedelta(microseconds=1)  # exact, as a float of seconds is not
+        us = (when - _EPOCH) // timedelta(microseconds=1)  # exact, as a float of seconds is not
+        if us > _LATEST_US:
+            raise ValueError(f"when={when!r} lies after the year 9999 in UTC")
+        return us
     if isinstance(when, bool) or not isinstance(when, int | float):
         raise TypeError(f"when must be an aware datetime, or milliseconds since the epoch, not {when!r}")
     check_number("when", when)

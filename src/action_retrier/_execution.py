@@ -6,9 +6,10 @@ from typing import Any
 
 from . import _attempt
 from ._clock import Clock, Timer
+from ._codec import describe_exception
 from ._contexts import ActionCtx, AttemptSignals, StopReason, SyncActionCtx
 from ._functions import Action
-from ._lifecycle import Attempted, DeadlinePassed, NotBegun, Outcome, Succeeded, TimedOut, WorkerStopped
+from ._lifecycle import Attempted, DeadlinePassed, NotBegun, Outcome, Raised, Succeeded, TimedOut, WorkerStopped
 from ._mutations import Mutations
 from ._policy import policy_from_json, to_us
 from ._statements import Row
@@ -118,6 +119,10 @@ class Executions:
         """How many have not been reported: without those that were abandoned."""
         return sum(not execution.reported for execution in self._by_key.values())
 
+    def run_ids(self) -> set[str]:
+        """Return the runs of all attempts, those among them that have been reported and not ended."""
+        return {run_id for run_id, _ in self._by_key}
+
     def keys(self) -> list[Key]:
         """Return the attempts that are under way."""
         return [key for key, execution in self._by_key.items() if not execution.reported]
@@ -203,10 +208,17 @@ class Executions:
             timer.cancel()
         if not execution.reported:
             execution.reported = True
+            self._tell_outcome(execution, task)
+        self._announce_end()
+
+    def _tell_outcome(self, execution: Execution, task: asyncio.Task[Outcome]) -> None:
+        try:
             outcome = execution.judge(task)
             if outcome is not None:
                 self._report(execution, outcome)
-        self._announce_end()
+        except Exception as error:  # noqa: BLE001 - our own bug: the run must end all the same
+            logger.exception("unexpected error: run %s fails by it", execution.row["id"])
+            self._report(execution, Raised(*describe_exception(error), retryable=False))
 
     def take_progress(self) -> list[tuple[str, int, tuple[float, str]]]:
         """Return, and forget, what attempts have said of their progress."""

@@ -1,5 +1,6 @@
 """Identifiers: made here, before the database is asked, so that a repeated start inserts once."""
 
+import os
 import random
 import re
 import secrets
@@ -28,6 +29,14 @@ def new_run_id(clock: Clock) -> str:
     value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - in a forked child, where whoever held it is not
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def new_worker_id() -> str:

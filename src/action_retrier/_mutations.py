@@ -37,7 +37,7 @@ class Mutations:
         """Run a mutation in a transaction of its own and return what it returns."""
         mutation = self._registry.find_mutation(given)
         arguments = mutation.signature.check_arguments(args)
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         async with self._database.transaction() as transaction:
             return await self.call(transaction, mutation, arguments)
 
@@ -45,7 +45,7 @@ class Mutations:
         """Run a mutation in a transaction of its own and return what it returns; blocks."""
         mutation = self._registry.find_mutation(given)
         arguments = mutation.signature.check_arguments(args)
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         if mutation.signature.is_async:
             return run_in_loop(lambda: self._run_async(mutation, arguments))
         with self._database.transaction_sync() as transaction:
@@ -83,7 +83,7 @@ class Mutations:
         ctx = MutationCtx(transaction, self._database, "async" if mutation.signature.is_async else "sync")
         try:
             if mutation.signature.is_async:
-                with opened_here(self._database):
+                with opened_here(self._database.turn):
                     ended.value = await mutation.signature.call(ctx, arguments)
             else:
                 ended.value = await self._threads.run(lambda: self._call_here(ctx, mutation, arguments))
@@ -91,7 +91,7 @@ class Mutations:
             ended.error = error
 
     def _call_here(self, ctx: MutationCtx, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
-        with opened_here(self._database):
+        with opened_here(self._database.turn):
             return mutation.signature.call(ctx, arguments)
 
     @staticmethod

@@ -8,11 +8,11 @@ the very transaction it is made in.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from .errors import InvalidContext
 
-_open: dict[object, list[object]] = {}
+_open: dict[object, list[Hashable]] = {}
 
 
 def _here() -> object:
@@ -24,24 +24,24 @@ def _here() -> object:
 
 
 @contextlib.contextmanager
-def opened_here(database: object) -> Iterator[None]:
-    """Note that this task, or thread, has a transaction on *database* open."""
+def opened_here(turn: Hashable) -> Iterator[None]:
+    """Note that this task, or thread, has a transaction open, and with it a database's *turn*."""
     here = _here()
-    databases = _open.setdefault(here, [])
-    databases.append(database)
+    turns = _open.setdefault(here, [])
+    turns.append(turn)
     try:
         yield
     finally:
-        databases.remove(database)
-        if not databases:
+        turns.remove(turn)
+        if not turns:
             _open.pop(here, None)
 
 
-def refuse_inside_transaction(database: object) -> None:
-    """Raise `InvalidContext` where a transaction on *database* is open."""
-    if database in _open.get(_here(), ()):
+def refuse_inside_transaction(turn: Hashable) -> None:
+    """Raise `InvalidContext` where a transaction that has this *turn* is open."""
+    if turn in _open.get(_here(), ()):
         raise InvalidContext(
-            problem="the app was passed inside an open transaction of the same app",
+            problem="the app was passed inside an open transaction on the same database",
             remedy="pass the transaction's ctx, so that the call becomes part of it; with the app it would need a "
             "transaction of its own, and wait for the one it is made in",
         )

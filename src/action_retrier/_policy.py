@@ -75,9 +75,16 @@ class RetryPolicy:
 
 @lru_cache(maxsize=1024)
 def policy_from_json(text: str) -> RetryPolicy:
-    """Decode what `RetryPolicy.to_json` encoded; fields of a later version are ignored."""
+    """
+    Decode what `RetryPolicy.to_json` encoded; fields of a later version are ignored.
+
+    Where it cannot be read, which is a damaged row, nothing is retried: the run ends, and its neighbours go on.
+    """
     known = {field.name for field in dataclasses.fields(RetryPolicy)}
-    return RetryPolicy(**{name: value for name, value in json.loads(text).items() if name in known})
+    try:
+        return RetryPolicy(**{name: value for name, value in json.loads(text).items() if name in known})
+    except (ValueError, TypeError, AttributeError):
+        return RetryPolicy(max_failures=0)
 
 
 def check_options(options: Mapping[str, Any], *, where: str, extra: frozenset[str] = frozenset()) -> None:

@@ -1,7 +1,7 @@
 """What a worker has to write: outcomes, collected while the last flush runs, and callbacks."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from ._clock import Clock
@@ -10,7 +10,7 @@ from ._execution import Execution
 from ._lifecycle import Attempted, Outcome, settle
 from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
-from ._statements import Rows
+from ._statements import Row
 from ._suspects import Suspects
 from .drivers import Database
 
@@ -40,6 +40,7 @@ class Reporter:
         self._calling_back: list[Report] = []
         self._callback_wake = asyncio.Event()
         self._due = False
+        self._claimed: list[tuple[Row, str]] = []  # callbacks, and as whom they were claimed
         self._unsettled = 0
         self._calling = 0
         self._stopping = False
@@ -47,7 +48,7 @@ class Reporter:
     @property
     def is_busy(self) -> bool:
         """Whether something is still to be written or being called back."""
-        return bool(self._unsettled or self._calling or self._due)
+        return bool(self._unsettled or self._calling or self._due or self._claimed)
 
     def report(self, execution: Execution, outcome: Outcome, worker: str) -> None:
         """Settle an attempt that has ended, and collect what follows from it."""
@@ -74,6 +75,10 @@ class Reporter:
         else:
             self._plain.append(report)
             self._plain_wake.set()
+
+    def unwritten(self) -> set[str]:
+        """Return the runs whose attempts have ended, and nobody knows it yet."""
+        return {report.run_id for report in (*self._plain, *self._calling_back)}
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -111,24 +116,35 @@ class Reporter:
             self._calling_back = reports + self._calling_back
             self._callback_wake.set()
             raise
-        if self._due:
+        if self._due or self._claimed:
             self._calling += 1
             self._due = False
             try:
                 await self._call_due(claimant(), suspects)
+            except BaseException:
+                self._callback_wake.set()  # what has been claimed is ours until it is called
+                raise
             finally:
                 self._calling -= 1
         self._changed()
 
     async def _call_due(self, claimant: Claimant, suspects: Suspects) -> None:
-        rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
-        for position, row in enumerate(rows):
-            if self._stopping:
-                await self._return(rows[position:], claimant)
-                return
-            await self._completion.call_back(row, claimant.id)
+        if not self._claimed:
+            rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
+            self._claimed = [(row, claimant.id) for row in rows]
+        await self._call_claimed()
         if suspects.callback_allowance and not self._stopping:
             await self._call_suspect(claimant, suspects)
+
+    async def _call_claimed(self) -> None:
+        """Call what has been claimed; what fails to be written stays claimed, and is called again."""
+        while self._claimed:
+            row, worker = self._claimed[0]
+            if self._stopping:
+                await self._return([row], worker)
+            else:
+                await self._completion.call_back(row, worker)
+            self._claimed.pop(0)
 
     async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
         """Call one callback that may have cost a worker, with no suspect beside it."""
@@ -138,16 +154,16 @@ class Reporter:
             rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
             if not suspects.is_alone(key):
                 # A claim of runs that was under way has brought a suspect: it would be lost with us.
-                await self._return(rows, claimant)
+                await self._return(rows, claimant.id)
                 return
-            for row in rows:
-                await self._completion.call_back(row, claimant.id)
+            self._claimed = [(row, claimant.id) for row in rows]
+            await self._call_claimed()
         finally:
             suspects.end(key)
 
-    async def _return(self, rows: Rows, claimant: Claimant) -> None:
+    async def _return(self, rows: Sequence[Row], worker: str) -> None:
         run_ids = [row["id"] for row in rows]
-        await self._database.write(lambda: return_callbacks(run_ids, claimant.id))
+        await self._database.write(lambda: return_callbacks(run_ids, worker))
 
     def stop(self) -> None:
         """Call nothing more that is not owed with an outcome."""

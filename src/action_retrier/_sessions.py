@@ -59,18 +59,18 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[MutationCtx]:
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         async with self._database.transaction() as transaction:
-            with opened_here(self._database):
+            with opened_here(self._database.turn):
                 async with transaction.user_code():
                     yield MutationCtx(transaction, self._database, "async")
 
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[MutationCtx]:
-        refuse_inside_transaction(self._database)
+        refuse_inside_transaction(self._database.turn)
         with (
             self._database.transaction_sync() as transaction,
-            opened_here(self._database),
+            opened_here(self._database.turn),
             transaction.user_code_sync(),
         ):
             yield MutationCtx(transaction, self._database, "sync")
@@ -90,7 +90,8 @@ class SyncWorker:
 
     def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
-        asyncio.run_coroutine_threadsafe(self._worker.until_idle(), self._loop).result()
+        if not self._loop.is_closed():  # with it the worker has stopped
+            asyncio.run_coroutine_threadsafe(self._worker.until_idle(), self._loop).result()
 
 
 class AppWorker(_BothColours[Worker, SyncWorker]):

@@ -43,12 +43,12 @@ class Targets:
             InvalidContext: It holds none that could serve, with the remedy.
         """
         if ctx is self._app:
-            refuse_inside_transaction(self._database)
+            refuse_inside_transaction(self._database.turn)
             return None
         if isinstance(ctx, ActionCtx | SyncActionCtx):
             self._check_home(ctx._database)  # noqa: SLF001
             _check_colour("async" if isinstance(ctx, ActionCtx) else "sync", colour, ctx)
-            refuse_inside_transaction(self._database)
+            refuse_inside_transaction(self._database.turn)
             return None
         if isinstance(ctx, MutationCtx):
             self._check_home(ctx._database)  # noqa: SLF001

@@ -89,7 +89,7 @@ class Worker:
         self._claiming = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
-        self._stopping = False
+        self._stopping = self._stopped = False
         self._hurried = asyncio.Event()
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()  # something ended: whoever drains looks again
@@ -134,6 +134,8 @@ class Worker:
 
     async def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
+        if self._stopped:
+            return
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._idle_waiters.append(waiter)
         self._wake.set()
@@ -175,11 +177,15 @@ class Worker:
         worker = self.id
         try:
             # What could not be reported in time is settled like a dead worker's: nothing is left behind.
-            await self._database.write(lambda: recover_worker(worker, self._engine.rng), patience_s=_FLUSH_GRACE_S)
+            begun = self._executions.run_ids() | self._reporter.unwritten()
+            await self._database.write(
+                lambda: recover_worker(worker, self._engine.rng, begun), patience_s=_FLUSH_GRACE_S
+            )
         except DatabaseUnavailable as error:
             # Others will notice the free lease and recover what is left.
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
         self._incarnation.end()
+        self._stopped = True
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -237,6 +243,8 @@ class Worker:
                 if not await self._claim(free):
                     await self._try_again()
                 return
+            if work_is_due:
+                await self._maintenance.expire()  # a deadline does not wait for a slot
             if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
             await self._sleep(due)

@@ -108,6 +108,23 @@ def test_what_has_not_been_due_for_a_minute_is_not_stuck(doctor):
     assert found.only("stuck runs") == ("ok", "none has been due for over a minute")
     assert found.only("oldest due run")[0] == "ok"
     assert "(job:double)" in found.only("oldest due run")[1]
+    assert "blocked runs" not in found.checks
+
+
+def test_what_no_live_worker_would_take_is_told_at_once(doctor, start):
+    """A typo in a name, a forgotten --import: nobody has to wait for it to be overdue."""
+    with App("sqlite:///job.db") as app:
+        SyncActionRetrier(app).run(app, "job:duoble", {"x": 4})
+        SyncActionRetrier(app).run_after(app, 3_600_000, "job:later", {"x": 4})
+        worker = start("worker", "job:app")
+        worker.hear("is ready")
+
+        found = doctor()
+
+    (verdict, told) = found.only("blocked runs")
+    assert (verdict, len(found.checks["blocked runs"])) == ("warning", 1)
+    assert told.startswith("job:duoble: blocked by job:duoble, an action that no live worker knows")
+    assert found.code == 0
 
 
 def test_a_callback_that_keeps_failing_is_shown_with_its_last_error(doctor, shop):

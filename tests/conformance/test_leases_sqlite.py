@@ -1,6 +1,8 @@
 """Leases on SQLite: the lock tells a death at once, the time stamp tells a process that was stopped."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from action_retrier._ids import new_worker_id
 from action_retrier.drivers.sqlite import leases as module
 from action_retrier.drivers.sqlite.leases import LEASE_US, MARGIN_US, SqliteLeases
+from action_retrier.drivers.sqlite.locks import lock_file, used_lock_file
 from action_retrier.errors import DatabaseUnavailable
 
 HEARTBEAT_US = 3_000_000
@@ -300,3 +303,40 @@ def test_a_directory_for_leases_that_cannot_be_made_is_told_with_the_remedy(fold
 
     with pytest.raises(DatabaseUnavailable, match="app.db-workers cannot be made .*check what is there"):
         SqliteLeases(folder).acquire(new_worker_id())
+
+
+def test_nobody_is_judged_by_one_who_has_just_been_woken_up(
+    leases: SqliteLeases, boot: Boot, hold: Callable[[], str], elsewhere: Elsewhere
+) -> None:
+    """After the machine has slept everybody is silent, and who looks first must not take all others for dead."""
+    beat(leases, boot, hold())
+    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]  # it has not renewed since
+    other = SqliteLeases(leases._directory)
+    own = hold()
+    beat(leases, boot, own)
+    boot.now_us += 6 * LEASE_US
+
+    assert leases.dead([elsewhere.worker]) == []
+    assert other.dead([elsewhere.worker]) == []
+
+
+def test_a_deadlock_that_the_kernel_only_suspects_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts by process: two databases, two processes and four unrelated threads look like a deadlock to it."""
+    asked = []
+    lockf = fcntl.lockf
+
+    def suspicious(descriptor: int, how: int) -> None:
+        asked.append(how)
+        if len(asked) < 3:
+            raise OSError(errno.EDEADLK, "Resource deadlock avoided")
+        lockf(descriptor, how)
+
+    with used_lock_file(tmp_path / "gate"):
+        file = lock_file(tmp_path / "gate")
+        monkeypatch.setattr(fcntl, "lockf", suspicious)
+        file.acquire()
+        monkeypatch.undo()
+        file.release()
+    assert asked == [fcntl.LOCK_EX] * 3

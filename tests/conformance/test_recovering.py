@@ -1,10 +1,12 @@
 """Dead workers: what they left is settled like any other outcome, once, and their rows go with it."""
 
+import asyncio
 import contextlib
 
 import pytest
 
 from action_retrier._lifecycle import Raised, Succeeded
+from action_retrier._maintenance import Maintenance
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reports import finish_callback, postpone_callback
 from action_retrier._ops.workers import list_owners, list_workers, recover_worker
@@ -228,3 +230,21 @@ def test_a_worker_that_signs_off_leaves_nothing_behind(store: Store) -> None:
     assert store.read(list_owners, NAMESPACE) == set()
     assert store.status(run_id) == InProgress()
     assert store.row(run_id)["state"] == "pending"
+
+
+def test_a_worker_that_shows_life_at_the_last_look_keeps_its_runs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the turn to write it may have renewed: it is looked at again with the lock held."""
+    worker = store.worker()
+    store.start()
+    row = store.claim_one(worker)
+    looks = [[worker.id], []]
+    monkeypatch.setattr(store.database.leases, "dead", lambda _workers: looks.pop(0))
+    maintenance = Maintenance(store.database, store.clock, store.rng, NAMESPACE, 0)
+
+    asyncio.run(maintenance.recover_dead("somebody else"))
+
+    assert looks == []
+    assert store.row(row["id"])["state"] == "running"
+    assert [one["id"] for one in store.system.table("workers")] == [worker.id]

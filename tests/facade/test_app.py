@@ -493,6 +493,59 @@ async def test_what_is_registered_while_a_worker_runs_is_executed_by_it(api, not
     assert api.notes() == ["called back"]
 
 
+async def test_another_app_on_the_same_file_is_refused_inside_an_open_transaction_too(api):
+    """`app` passed inside an open transaction of the same task: SQLite has one writer, whichever App asks."""
+    async with api.sibling(namespace="other") as other:
+        done = other.scripted("done")
+        async with api.transaction() as ctx:
+            with pytest.raises(InvalidContext, match="inside an open transaction on the same database"):
+                await other.run(other.app, done.action)
+            run_id = await other.run(ctx, done.action)
+        assert await other.status(other.app, run_id) == InProgress()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PRAGMA query_only = ON",
+        "PRAGMA locking_mode = EXCLUSIVE",
+        "PRAGMA synchronous = OFF",
+        "pragma Journal_Mode = DELETE",
+        "PRAGMA writable_schema = ON",
+        "CREATE TEMP TABLE action_retrier_runs (id)",
+        "CREATE TEMP VIEW action_retrier_lanes AS SELECT 1",
+    ],
+)
+async def test_what_user_code_may_not_change_on_the_connection_is_refused(api, text):
+    """`MutationCtx.db` is the connection that others write through afterwards."""
+    async with api.transaction() as ctx:
+        with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+            ctx.db.execute(text)
+        assert ctx.db.execute("PRAGMA query_only").fetchone() == (0,)
+        ctx.db.execute("PRAGMA defer_foreign_keys = ON")
+        ctx.db.execute("CREATE TEMP TABLE mine (id)")
+    done = api.scripted("done")
+    assert await api.status(api.app, await api.run(api.app, done.action)) == InProgress()
+
+
+async def test_a_cursor_that_user_code_left_half_read_keeps_nobody_from_writing(api, database):
+    """It pins the connection to the state that it reads, which others have left behind."""
+    done = api.scripted("done")
+    async with api.transaction() as ctx:
+        ctx.db.execute("CREATE TABLE many AS SELECT value FROM json_each('[1, 2, 3]')")
+    async with api.transaction() as ctx:
+        cursor = ctx.db.execute("SELECT value FROM many")
+        assert cursor.fetchone() == (1,)
+    with contextlib.closing(sqlite3.connect(database)) as theirs, theirs:
+        theirs.execute("INSERT INTO many VALUES (4)")
+
+    run_id = await api.run(api.app, done.action)
+
+    assert await api.status(api.app, run_id) == InProgress()
+    with pytest.raises(sqlite3.Error):
+        cursor.fetchall()
+
+
 @pytest.mark.parametrize("first", ["action", "mutation"])
 @pytest.mark.parametrize("second", ["action", "mutation"])
 def test_two_functions_under_one_name_are_refused_at_once(first, second, database):

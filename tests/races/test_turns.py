@@ -202,8 +202,8 @@ async def test_a_write_canceled_in_the_queue_is_not_done(store: Store) -> None:
     assert not exists(store, run_id)
 
 
-async def test_a_write_canceled_while_it_is_written_is_written_whole(store: Store, gate: LockFile) -> None:
-    """I6: its turn has come: all of it happens, whoever hears of it."""
+async def test_a_write_canceled_while_other_processes_keep_it_waiting_is_not_done(store: Store, gate: LockFile) -> None:
+    """I6: its turn has come in this process, and not among all."""
     run_id, make = start(store)
     await asyncio.to_thread(_acquire, gate)
     task = asyncio.create_task(store.database.write(make))
@@ -215,7 +215,19 @@ async def test_a_write_canceled_while_it_is_written_is_written_whole(store: Stor
     gate.release()
 
     assert works(store)
-    assert exists(store, run_id)
+    assert not exists(store, run_id)
+
+
+def test_a_write_that_other_processes_keep_waiting_gives_up_as_well(store: Store, gate: LockFile) -> None:
+    """A process that was stopped while it held the gate must not keep others for longer than they may wait."""
+    run_id, make = start(store)
+    gate.acquire()
+    with pytest.raises(DatabaseUnavailable, match="did not become this call's turn"):
+        store.database.write_sync(make, patience_s=SHORT_S)
+    gate.release()
+
+    assert works(store)
+    assert not exists(store, run_id)
 
 
 async def test_a_neighbour_of_a_canceled_write_is_written(store: Store) -> None:

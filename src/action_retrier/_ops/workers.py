@@ -1,8 +1,9 @@
 """Announce workers, and settle what dead ones left."""
 
+from collections.abc import Collection
 from random import Random
 
-from .._lifecycle import Attempted, Finish, WorkerLost, callback_delay_us, settle
+from .._lifecycle import Attempted, Finish, NotBegun, Outcome, WorkerLost, callback_delay_us, settle
 from .._policy import policy_from_json
 from .._statements import Op, Row, Rows, Statement
 from .claims import Claimant
@@ -43,15 +44,22 @@ def list_owners(namespace: str) -> Op[set[str]]:
     return {row["id"] for row in workers} | {row["id"] for row in owners}
 
 
-def recover_worker(worker: str, rng: Random) -> Op[int]:
+def recover_worker(worker: str, rng: Random, begun: Collection[str] | None = None) -> Op[int]:
     """
     Settle what a dead worker left behind, delete its row, and return how many runs there were.
+
+    Args:
+        begun: A worker that signs off knows which runs it has begun: others were claimed in its last moment,
+            and cost nothing. None means all.
 
     The outcome of each run goes through `settle` like any other. Callbacks are left pending, to
     be called alone in transactions of their own: one of them may be what killed the worker.
     """
     runs = yield Statement("select_worker_runs", {"worker": worker})
-    settled = [_settle_lost(row, worker, rng) for row in runs]
+    settled = [
+        _settle_lost(row, WorkerLost(worker) if begun is None or row["id"] in begun else NotBegun(), worker, rng)
+        for row in runs
+    ]
     if settled:
         yield from apply_moves(settled)
     callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
@@ -65,9 +73,9 @@ def recover_worker(worker: str, rng: Random) -> Op[int]:
     return len(settled)
 
 
-def _settle_lost(row: Row, worker: str, rng: Random) -> Settled:
+def _settle_lost(row: Row, outcome: Outcome, worker: str, rng: Random) -> Settled:
     attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
-    move = settle(attempted, WorkerLost(worker), rng)
+    move = settle(attempted, outcome, rng)
     owes = isinstance(move, Finish) and row["on_complete"]
     callback = CallbackMark("pending", losses=row["losses"] + 1) if owes else CallbackMark()
     return Settled(row["id"], row["attempt"], worker, move, callback)

@@ -52,6 +52,7 @@ def judge(health: Health, dead: Collection[str], silent: Collection[str] = ()) -
         _check_dead(health, live, dead),
         _check_owners(health, live, dead),
         _check_oldest(health),
+        *_check_blocked(health, live),
         *_check_overdue(health, live),
         *_check_callbacks(health, live),
     ]
@@ -126,6 +127,16 @@ def _check_oldest(health: Health) -> Check:
     oldest = max(health.lanes, key=lambda row: int(row["waited"]))
     told = f"has waited for {span(oldest['waited'] / 1e6)} ({_kind(oldest)})"
     return what, "warning" if health.overdue else "ok", told
+
+
+def _check_blocked(health: Health, live: list[LiveWorker]) -> Iterator[Check]:
+    """What no live worker would ever take: there is no need to wait until that shows."""
+    known = {(row["queue"], row["action"], row["on_complete"]) for row in health.overdue}
+    for row in health.lanes:
+        if live and (row["queue"], row["action"], row["on_complete"]) not in known:
+            problem = _problem(row, live)
+            if problem is not None:
+                yield "blocked runs", "warning", f"{_kind(row)}: {problem}"
 
 
 def _check_overdue(health: Health, live: list[LiveWorker]) -> Iterator[Check]:

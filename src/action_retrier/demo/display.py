@@ -15,6 +15,7 @@ from .verify import Verdict
 
 STATES = {"pending": "yellow", "running": "cyan", "succeeded": "green", "failed": "red", "canceled": "magenta"}
 BAR_WIDTH = 72
+MOST_PROBLEMS = 5  # of one check; the rest are alike, and all are in --json
 
 
 class Display(Protocol):
@@ -135,7 +136,10 @@ def print_verdict(console: Console, verdict: Verdict, *, seconds: float) -> None
         (figures.failed_for_good, "failed for good"),
         (figures.canceled, "canceled"),
         (figures.in_progress, "still in progress"),
-        (figures.requests, f"requests; delivered at least once, {figures.extra_deliveries} extra deliveries"),
+        (
+            figures.requests,
+            f"requests; {figures.extra_deliveries} came again, recognised by run_id",
+        ),
         (figures.callbacks, f"callbacks, {figures.failed_callback_tries} failed tries before them"),
     ):
         numbers.add_row(f"[bold]{value}[/]", meaning)
@@ -144,7 +148,10 @@ def print_verdict(console: Console, verdict: Verdict, *, seconds: float) -> None
     console.print()
     for check in verdict.checks:
         console.print(Text.assemble(("holds  ", "green") if check.holds else ("BROKEN ", "bold red"), check.name))
-        for problem in check.problems:
+        for problem in check.problems[:MOST_PROBLEMS]:
             console.print(f"       {problem}", markup=False, highlight=False, soft_wrap=True)
-    end = ("everything holds", "bold green") if verdict.holds else ("not everything holds", "bold red")
+        if len(check.problems) > MOST_PROBLEMS:
+            console.print(f"       … and {len(check.problems) - MOST_PROBLEMS} more", highlight=False)
+    broken = "; ".join(check.name for check in verdict.checks if not check.holds)
+    end = (f"does not hold: {broken}", "bold red") if broken else ("everything holds", "bold green")
     console.print(Text.assemble("\n", end, f", after {seconds:.1f} s"))

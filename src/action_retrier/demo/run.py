@@ -88,6 +88,8 @@ class Demo:
         with ExitStack() as stack:
             app = stack.enter_context(App(database))
             children = stack.enter_context(Children(folder, {"ACTION_RETRIER_DATABASE_URL": database}))
+            if not self._json:
+                self._console.print(OPENING, highlight=False)
             display = stack.enter_context(make_display(self._console, silent=self._json))
             receiver = self._open_receiver(children, folder)
             port = int(jsonlib.loads(receiver.first_line())["port"])
@@ -131,6 +133,11 @@ class Demo:
         self._console.print(
             "\nKept, to be looked at:", *lines, sep="\n  ", markup=False, highlight=False, soft_wrap=True
         )
+
+
+OPENING = """A shop starts webhooks in the transactions of its orders; a receiver misbehaves as the world does;
+one of two worker processes is killed. In the end the receiver's own ledger is held against the database.
+"""
 
 
 def start_worker(children: Children, number: int) -> Child:

@@ -7,7 +7,7 @@ test, never an ``if`` on the dialect above.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -127,6 +127,10 @@ class Database(Protocol):
     @property
     def location(self) -> str:
         """Where it is, for people."""
+
+    @property
+    def turn(self) -> Hashable:
+        """What a transaction waits for, if another one of the same task or thread has it: they would wait for ever."""
 
     @property
     def installation(self) -> str:

@@ -12,14 +12,15 @@ from .._statements import Op
 from ..errors import DatabaseUnavailable
 
 _GROUP = 200  # operations at once at most: others wait for them
+_CLOSE_S = 10.0
 
 
 class Job:
-    """Something that waits for its turn, and what came of it. Without *make* it is a loan of the connection."""
+    """Something that waits for its turn, and what came of it. Without *make* it is a loan."""
 
     def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
         self.make = make
-        self.began = False
+        self.began = False  # it is done, or lent: nobody may take it back any more
         self.unwanted = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -78,12 +79,12 @@ class Jobs(ABC):
         return self.wait_sync(ThreadJob(make), patience_s)
 
     def close(self) -> None:
-        """Finish what is queued and let go of the connection."""
+        """Finish what is queued and let go of the connection; not at once, if somebody keeps a transaction open."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     async def wait(self, job: LoopJob, patience_s: float | None) -> Any:
         """Queue a job, and return or raise what came of it."""
@@ -93,7 +94,7 @@ class Jobs(ABC):
             timer = job.loop.call_later(patience_s, self._give_up, job)
         try:
             await job.done
-        except asyncio.CancelledError:
+        except BaseException:  # a cancellation, or the end of a coroutine that was forgotten
             self._withdraw(job)
             raise
         finally:
@@ -106,9 +107,9 @@ class Jobs(ABC):
         self._put(job)
         try:
             if not job.done.wait(patience_s) and self._refuse(job):
-                raise self._too_long()
+                raise self._too_long()  # noqa: TRY301 - what follows undoes nothing of it
             job.done.wait()
-        except KeyboardInterrupt:
+        except BaseException:  # a signal's handler may raise anything
             self._withdraw(job)
             raise
         return job.outcome()
@@ -127,35 +128,36 @@ class Jobs(ABC):
     def _refuse(self, job: Job) -> bool:
         """Take back a job that has waited for too long. False: its turn has come after all."""
         with self._changed:
-            if not job.began:
-                self._queue.remove(job)
-                return True
-            # A loan may still be waiting for other processes; one that is handed over belongs to its borrower.
-            job.unwanted = job.make is None and job.result is None
-            return job.unwanted
+            if job.began:
+                return False
+            self._take_out(job)
+            return True
+
+    def _take_out(self, job: Job) -> None:
+        """Have a job not done: it is queued, or its turn has come in this process, and not among all."""
+        job.unwanted = True
+        with contextlib.suppress(ValueError):
+            self._queue.remove(job)
 
     def _withdraw(self, job: Job) -> None:
         """Take back a job that nobody waits for any more. A loan ends as soon as it is handed over."""
         with self._changed:
             if not job.began:
-                with contextlib.suppress(ValueError):
-                    self._queue.remove(job)
+                self._take_out(job)
                 return
-            job.unwanted = True
             loan = job.result
         if job.make is None and loan is not None:
             loan.give_back("rollback")
 
+    @abstractmethod
     def _too_long(self) -> DatabaseUnavailable:
-        return DatabaseUnavailable(
-            problem=f"{self._location}: it did not become this call's turn within the time it may wait",
-            remedy="check that the database can be reached, and its load",
-        )
+        """Return what a job that was taken back for its impatience fails with."""
 
     # The thread's side.
 
+    @abstractmethod
     def _work(self) -> None:
-        self._serve()
+        """Serve, and let go of the connection afterwards."""
 
     def _serve(self) -> None:
         while True:
@@ -172,17 +174,24 @@ class Jobs(ABC):
         jobs = [self._queue.popleft()]
         while jobs[0].make is not None and self._queue and self._queue[0].make is not None and len(jobs) < _GROUP:
             jobs.append(self._queue.popleft())
-        for job in jobs:
-            job.began = True
         return jobs
+
+    def begin(self, jobs: list[Job]) -> list[Job]:
+        """Return those that are still wanted now that the lock is ours; from here on they cannot be taken back."""
+        with self._changed:
+            wanted = [job for job in jobs if not job.unwanted]
+            for job in wanted:
+                job.began = True
+        return wanted
 
     @abstractmethod
     def _do(self, jobs: list[Job]) -> None:
         """Do jobs that have been taken, and deliver them. Never raises."""
 
 
-def deliver(jobs: list[Job]) -> None:
-    """Wake whoever waits for the jobs, each event loop once."""
+def deliver(jobs: list[Job]) -> bool:
+    """Wake whoever waits for the jobs, each event loop once. False: one of those was closed, and nobody waits."""
+    heard = True
     loops: dict[asyncio.AbstractEventLoop, list[LoopJob]] = {}
     for job in jobs:
         if isinstance(job, LoopJob):
@@ -190,8 +199,11 @@ def deliver(jobs: list[Job]) -> None:
         elif isinstance(job, ThreadJob):
             job.done.set()
     for loop, theirs in loops.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        try:
             loop.call_soon_threadsafe(_deliver_here, theirs)
+        except RuntimeError:
+            heard = False
+    return heard
 
 
 def _deliver_here(jobs: list[LoopJob]) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import psycopg
 
 from ..._clock import Clock
+from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...errors import SchemaMismatch
@@ -43,6 +44,7 @@ class PostgresDatabase:
         self._target = parse(url)
         self._clock = clock
         self._auto_migrate = auto_migrate
+        self._key = object()
         self._opening = threading.RLock()
         self._reset()
 
@@ -60,6 +62,11 @@ class PostgresDatabase:
     def location(self) -> str:
         """Host, port and database, for people."""
         return self._target.location
+
+    @property
+    def turn(self) -> object:
+        """Transactions do not wait for each other here; the app is still the wrong thing to pass inside of one."""
+        return self._key
 
     @property
     def installation(self) -> str:
@@ -102,8 +109,9 @@ class PostgresDatabase:
                 "action-retrier-reader", self._target, self._clock, writes=False, committed=lambda: None
             )
             self._pid = os.getpid()
-            self._end = weakref.finalize(
-                self, _end, self._pid, (self._writer, self._reader), self._pool, self.changes, self._threads
+            self._ending = Ending(
+                self,
+                partial(_let_go, self._pid, (self._writer, self._reader), self._pool, self.changes, self._threads),
             )
 
     def _set_up(self) -> None:
@@ -123,7 +131,7 @@ class PostgresDatabase:
         """Let go of every connection and thread."""
         with self._opening:
             if self._pid == os.getpid():
-                self._end()
+                self._ending.now()
                 self._reset()
 
     # Operations.
@@ -232,7 +240,7 @@ class PostgresDatabase:
         return diagnose(self._target)
 
 
-def _end(pid: int, sessions: Sequence[Session], pool: Pool, changes: Listener, threads: DaemonThreads) -> None:
+def _let_go(pid: int, sessions: Sequence[Session], pool: Pool, changes: Listener, threads: DaemonThreads) -> None:
     """Let go of connections and threads: on close, when the database is forgotten, or when the interpreter ends."""
     if pid != os.getpid():
         return  # they are our parent's

@@ -45,9 +45,16 @@ class Session(Jobs):
         self._serve()
         self._drop()
 
+    def _too_long(self) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            problem=f"{self._location}: it did not become this call's turn within the time it may wait",
+            remedy="check that the database can be reached, and its load",
+        )
+
     def _do(self, jobs: list[Job]) -> None:
         try:
             with self._transaction() as connection:
+                jobs = self.begin(jobs)
                 for job in jobs:
                     assert job.make is not None
                     job.result = drive(job.make(), partial(self._execute, connection, told_now_us(self._clock)))

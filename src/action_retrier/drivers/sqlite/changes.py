@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from .users import Users
+
 _SHORTEST_S = 0.002  # each look costs some 50 microseconds of CPU
 _LONGEST_S = 0.02
 _PATIENCE = 50  # wait a fiftieth of the time for which nothing has happened
@@ -39,8 +41,11 @@ class SqliteSubscription:
 class SqliteChanges:
     """Watches the database on behalf of the active subscriptions, in a thread of its own."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], sqlite3.Connection], users: Users) -> None:
         self._connect = connect
+        self._users = users
+        users.on_fork(self.drop_connection)
+        self._connection: sqlite3.Connection | None = None
         self._subscriptions: list[SqliteSubscription] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -82,7 +87,6 @@ class SqliteChanges:
             thread.join()
 
     def _watch(self) -> None:
-        connection: sqlite3.Connection | None = None
         seen = None
         quiet_since = time.monotonic()
         while True:
@@ -92,22 +96,31 @@ class SqliteChanges:
                     quiet_since = time.monotonic()
                 if self._stopping:
                     break
-            try:
-                if connection is None:
-                    connection = self._connect()
-                (version,) = connection.execute("PRAGMA data_version").fetchone()
-            except sqlite3.Error:
-                # Only a hint is lost: the worker polls. A new connection may do better.
-                if connection is not None:
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.close()
-                connection = None
-                version = None
+            with self._users.using():
+                version = self._version()
             if version != seen:
                 seen = version
                 quiet_since = time.monotonic()
                 self.notify()
             quiet = time.monotonic() - quiet_since
             time.sleep(min(max(quiet / _PATIENCE, _SHORTEST_S), _LONGEST_S))
+        self.drop_connection()
+
+    def _version(self) -> int | None:
+        """Return what changes with every commit of others."""
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            # Only a hint is lost: the worker polls. A new connection may do better.
+            self.drop_connection()
+            return None
+        return int(version)
+
+    def drop_connection(self) -> None:
+        """Close the connection, which nobody uses now; the next look opens another one."""
+        connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()

@@ -85,7 +85,8 @@ def begin_immediate(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             waited_s = time.monotonic() - begun_at
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited_s > BUSY_TIMEOUT_S:
+            code = error.sqlite_errorcode
+            if code & 0xFF != sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_BUSY_SNAPSHOT or waited_s > BUSY_TIMEOUT_S:
                 raise
             time.sleep(min(max(waited_s / _LOOKS, _SHORTEST_LOOK_S), _LONGEST_LOOK_S))
         else:

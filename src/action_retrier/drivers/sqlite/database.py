@@ -26,6 +26,7 @@ from .locks import lock_file, used_lock_file
 from .schema import found_version, migrate, newest_version, read_meta, script
 from .transaction import SqliteTransaction
 from .urls import parse
+from .users import Users
 from .writer import Writer
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class SqliteDatabase:
         self._clock = clock
         self._auto_migrate = auto_migrate
         self._opening = threading.RLock()
+        self._turn = self._path.resolve()
+        self._was_forked_open = False
         self._reset()
 
     def _reset(self) -> None:
@@ -54,14 +57,23 @@ class SqliteDatabase:
         self._installation: str | None = None
         self._idle_readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._threads = DaemonThreads(_READERS, "action-retrier-reader")
+        self._users = Users()
+        self._users.on_fork(partial(_close_idle, self._idle_readers))
         # No reference to this object: it ends what it has begun when nobody holds it any more.
-        self.changes = SqliteChanges(partial(connect, self._path, writes=False, synchronous=self._synchronous))
+        self.changes = SqliteChanges(
+            partial(connect, self._path, writes=False, synchronous=self._synchronous), self._users
+        )
         self.leases = SqliteLeases(self._path.with_name(self._path.name + "-workers"))
 
     @property
     def location(self) -> str:
         """The file, for people."""
         return str(self._path)
+
+    @property
+    def turn(self) -> Path:
+        """The file: whichever App opens it, it has one writer."""
+        return self._turn
 
     @property
     def installation(self) -> str:
@@ -91,14 +103,26 @@ class SqliteDatabase:
         if self._pid:
             # We are a forked child. What the parent had open is the parent's: it is neither used nor closed.
             _leaked.append((self._writer, self._idle_readers, self.changes, self.leases))
+            self._was_forked_open = self._users.was_forked_open
             self._opening = threading.RLock()
             self._reset()
+        if self._was_forked_open:
+            raise DatabaseUnavailable(
+                problem=f"{self._path} was in use by a transaction when this process was forked: SQLite would "
+                "believe here that it holds the locks of the parent",
+                remedy="fork outside of transactions, or start processes afresh (spawn, forkserver)",
+            )
         with self._opening:
             if self._pid == os.getpid():
                 return
             self._prepare()
             self._writer = Writer(
-                self._path, self._gate, clock=self._clock, synchronous=self._synchronous, committed=self.changes.notify
+                self._path,
+                self._gate,
+                users=self._users,
+                clock=self._clock,
+                synchronous=self._synchronous,
+                committed=self.changes.notify,
             )
             self._pid = os.getpid()
             self._ending = Ending(
@@ -137,7 +161,7 @@ class SqliteDatabase:
                 problem=f"{self._path} cannot be created ({error.strerror})",
                 remedy="check the directory's owner and mode",
             ) from error
-        with used_lock_file(self._gate):
+        with self._users.using(), used_lock_file(self._gate):
             self._set_up_in_turn()
 
     def _set_up_in_turn(self) -> None:
@@ -187,7 +211,7 @@ class SqliteDatabase:
         return self._read(make)
 
     def _read(self, make: Callable[[], Op[T]]) -> T:
-        with translated(self._path):
+        with self._users.using(), translated(self._path):
             try:
                 connection = self._idle_readers.get_nowait()
             except queue.Empty:
@@ -202,7 +226,7 @@ class SqliteDatabase:
                 raise
             else:
                 connection.commit()
-        self._idle_readers.put(connection)
+            self._idle_readers.put(connection)
         return result
 
     async def write(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:  # noqa: ARG002 - one writer
@@ -268,8 +292,13 @@ def _let_go(
     writer.close()
     changes.close()
     threads.close()
-    while not readers.empty():
-        readers.get_nowait().close()
+    _close_idle(readers)
+
+
+def _close_idle(readers: "queue.LifoQueue[sqlite3.Connection]") -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            readers.get_nowait().close()
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -84,7 +84,7 @@ class SqliteLeases:
     def is_still_dead(self, worker: str) -> bool:
         """Tell whether the lease of *worker* has ended: nobody can renew it while the write lock is ours."""
         now = boot_time_us()
-        may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
+        may_judge = any(self._may_judge(own, now) for own in self._unbroken_since)
         path = self._path(worker)
         if held_here(path):
             # A worker of this very process: the lock says nothing, and a probe would drop it.
@@ -99,6 +99,11 @@ class SqliteLeases:
         if is_free:
             return True
         return may_judge and stamp.isdigit() and now - int(stamp) > LEASE_US
+
+    def _may_judge(self, own: str, now: int) -> bool:
+        """Whether a worker of ours has held its lease for long, up to now: not if we too have just been woken up."""
+        is_fresh = now - _renewed.get(own, 0) < LEASE_US - MARGIN_US
+        return is_fresh and now - self._unbroken_since[own] >= LEASE_US
 
     async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""

@@ -11,11 +11,13 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DatabaseUnavailable
 
+_DEADLOCK_PAUSE_S = 0.001
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -38,7 +40,8 @@ class LockFile:
         """Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes."""
         self._turn.acquire()
         try:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+            while not _wait_for_lock(self.descriptor):
+                time.sleep(_DEADLOCK_PAUSE_S)
         except BaseException:
             self._turn.release()
             raise
@@ -126,6 +129,22 @@ def probe(path: Path) -> tuple[bool, str] | None:
         return _try_lock(descriptor), content
     finally:
         os.close(descriptor)  # and with it the lock, if we got it
+
+
+def _wait_for_lock(descriptor: int) -> bool:
+    """
+    Wait for a lock. False: it is to be asked for again.
+
+    The kernel looks for deadlocks between processes, not threads: with two databases, two
+    processes that each hold the one and wait for the other, in unrelated threads, look like one.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno == errno.EDEADLK:
+            return False
+        raise
+    return True
 
 
 def _try_lock(descriptor: int) -> bool:

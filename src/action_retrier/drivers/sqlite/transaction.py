@@ -17,10 +17,35 @@ from .connection import ISOLATION, execute, translated
 T = TypeVar("T")
 Decision = Literal["commit", "rollback", "abandon"]
 
-_OUR_SAVEPOINTS = "action_retrier_"
+_OURS = "action_retrier_"
 # Their texts wait in the statement cache, compiled: user code must not be able to write the same.
-_NAME = f"{_OUR_SAVEPOINTS}{secrets.token_hex(8)}"
+_NAME = f"{_OURS}{secrets.token_hex(8)}"
 _SAVEPOINT, _ROLLBACK_TO, _RELEASE = f"SAVEPOINT {_NAME}", f"ROLLBACK TO {_NAME}", f"RELEASE {_NAME}"
+# What user code sets on the connection outlasts the transaction, and others write through it then.
+_OUR_PRAGMAS = frozenset(
+    {
+        "busy_timeout",
+        "ignore_check_constraints",
+        "journal_mode",
+        "locking_mode",
+        "mmap_size",
+        "query_only",
+        "read_uncommitted",
+        "synchronous",
+        "temp_store",
+        "wal_autocheckpoint",
+        "wal_checkpoint",
+        "writable_schema",
+    }
+)
+_TEMPORARY = frozenset(
+    {
+        sqlite3.SQLITE_CREATE_TEMP_INDEX,
+        sqlite3.SQLITE_CREATE_TEMP_TABLE,
+        sqlite3.SQLITE_CREATE_TEMP_TRIGGER,
+        sqlite3.SQLITE_CREATE_TEMP_VIEW,
+    }
+)
 _EXPEL_TRIES = 100
 _EXPEL_PAUSE_S = 0.01
 
@@ -49,7 +74,11 @@ class Guard:
         if action == sqlite3.SQLITE_TRANSACTION:
             self._attempts.append(str(what))
             return sqlite3.SQLITE_DENY
-        if action == sqlite3.SQLITE_SAVEPOINT and str(name).startswith(_OUR_SAVEPOINTS):
+        sets_ours = action == sqlite3.SQLITE_PRAGMA and name is not None and str(what).lower() in _OUR_PRAGMAS
+        hides_ours = action in _TEMPORARY and str(what).startswith(_OURS)
+        if sets_ours or hides_ours:
+            return sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_SAVEPOINT and str(name).startswith(_OURS):
             self._attempts.append(f"{what} {name}")
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK

@@ -22,6 +22,7 @@ from ..jobs import Job, Jobs, LoopJob, ThreadJob, deliver
 from .connection import begin_immediate, connect, execute, explain, translated
 from .locks import lock_file, used_lock_file
 from .transaction import Guard, SqliteTransaction
+from .users import Users
 
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # size of the WAL from which its content is copied back
 _CHECKPOINT_PAUSE_S = 0.25  # the file stays as large as it was, and a reader may pin its content: not at each commit
@@ -33,11 +34,13 @@ class Writer(Jobs):
     """Runs operations and loans, one after the other, on the writing connection."""
 
     def __init__(
-        self, path: Path, gate: Path, *, clock: Clock, synchronous: str, committed: Callable[[], None]
+        self, path: Path, gate: Path, *, users: Users, clock: Clock, synchronous: str, committed: Callable[[], None]
     ) -> None:
         super().__init__("action-retrier-writer", str(path))
         self._path = path
         self._gate = gate
+        self._users = users
+        users.on_fork(self.drop_connection)
         self._clock = clock
         self._synchronous = synchronous
         self._committed = committed
@@ -49,13 +52,13 @@ class Writer(Jobs):
     @contextlib.asynccontextmanager
     async def borrow(self, patience_s: float) -> Any:
         """Borrow the connection with a transaction open: commit on exit, rollback on error."""
-        loan: SqliteTransaction = await self.wait(LoopJob(), patience_s)
-        ended = LoopJob()
+        job, ended = LoopJob(), LoopJob()
         try:
+            loan: SqliteTransaction = await self.wait(job, patience_s)
             yield loan
         except BaseException:
-            if loan.is_open:
-                loan.give_back("rollback", ended)
+            if job.result is not None and job.result.is_open:
+                job.result.give_back("rollback", ended)
                 await asyncio.shield(ended.done)
             raise
         if loan.is_open:
@@ -66,13 +69,13 @@ class Writer(Jobs):
     @contextlib.contextmanager
     def borrow_sync(self, patience_s: float) -> Iterator[SqliteTransaction]:
         """Borrow the connection with a transaction open: commit on exit, rollback on error."""
-        loan: SqliteTransaction = self.wait_sync(ThreadJob(), patience_s)
-        ended = ThreadJob()
-        try:
+        job, ended = ThreadJob(), ThreadJob()
+        try:  # from here on: a signal's handler may raise anything, anywhere
+            loan: SqliteTransaction = self.wait_sync(job, patience_s)
             yield loan
         except BaseException:
-            if loan.is_open:
-                loan.give_back("rollback", ended)
+            if job.result is not None and job.result.is_open:
+                job.result.give_back("rollback", ended)
                 ended.done.wait()
             raise
         if loan.is_open:
@@ -86,6 +89,12 @@ class Writer(Jobs):
             remedy="look for a transaction that stays open (an app.transaction() around slow work or around a call "
             "that was given the app instead of its ctx, a connection of your own, a stopped process)",
         )
+
+    def drop_connection(self) -> None:
+        """Close the connection, which nobody uses now; the next transaction opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._guard = None
 
     # The thread's side.
 
@@ -105,6 +114,7 @@ class Writer(Jobs):
         """Write operations in one transaction; if that fails, each in one of its own."""
         try:
             with self._transaction() as connection:
+                jobs = self.begin(jobs)
                 for job in jobs:
                     self._run(job, connection, alone=len(jobs) == 1)
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the job
@@ -159,8 +169,9 @@ class Writer(Jobs):
         with self._changed:
             if job.unwanted:
                 raise _RollBack
-            job.result = loan
-        deliver([job])
+            job.began, job.result = True, loan
+        if not deliver([job]):
+            raise _RollBack  # its event loop was closed
         decision = loan.wait(_LONG_LOAN_S, _warn_of_loan)
         if decision == "abandon":
             assert self._guard is not None
@@ -175,21 +186,39 @@ class Writer(Jobs):
         gate = lock_file(self._gate)
         gate.acquire()
         try:
-            with translated(self._path):
-                connection = self._connect()
-                begin_immediate(connection)
-            try:
-                yield connection
-                self._check_still_open(connection)
-                connection.commit()
-            except BaseException as error:
-                self._roll_back(connection)
-                if isinstance(error, sqlite3.Error) and (ours := explain(error, self._path)) is not None:
-                    raise ours from error
-                raise
-            self._checkpoint(connection)
+            with self._users.using():
+                yield from self._transaction_in_turn()
         finally:
             gate.release()
+
+    def _transaction_in_turn(self) -> Iterator[sqlite3.Connection]:
+        with translated(self._path):
+            connection = self._begin_transaction()
+        try:
+            yield connection
+            self._check_still_open(connection)
+            connection.commit()
+        except BaseException as error:
+            self._roll_back(connection)
+            if isinstance(error, sqlite3.Error) and (ours := explain(error, self._path)) is not None:
+                raise ours from error
+            raise
+        self._checkpoint(connection)
+
+    def _begin_transaction(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            begin_immediate(connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY_SNAPSHOT:
+                raise
+            # User code keeps a cursor that it has read half-way, and with it this connection in the past.
+            assert self._guard is not None
+            guard, self._connection, self._guard = self._guard, None, None
+            guard.expel()
+            connection = self._connect()
+            begin_immediate(connection)
+        return connection
 
     def _check_still_open(self, connection: sqlite3.Connection) -> None:
         """An error such as a full disk makes SQLite roll back behind our back."""

@@ -1,0 +1,210 @@
+"""A worker among accidents: a disk that is full for a while, a damaged row, an end in a hurry. Nothing is stranded."""
+
+import asyncio
+import contextlib
+import math
+import sqlite3
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution
+from action_retrier._worker import POLL_S
+from action_retrier.drivers.sqlite.writer import Writer
+
+WRITES_LOST = 3
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the next writes that match fail, as on a full disk, until there is room again."""
+
+    class FullDisk:
+        refused = 0
+        is_full = False
+
+    disk = FullDisk()
+    transaction = Writer._transaction
+
+    @contextlib.contextmanager
+    def failing(self: Writer) -> Iterator[sqlite3.Connection]:
+        if disk.is_full:
+            disk.refused += 1
+            raise DatabaseUnavailable(problem="the disk is full", remedy="free some space")
+        with transaction(self) as connection:
+            yield connection
+
+    monkeypatch.setattr(Writer, "_transaction", failing)
+    return disk
+
+
+async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk):
+    """What has ended is reported once the disk has room again: no run stays `running`."""
+
+    @api.app.action(name="fill")
+    def fill() -> int:
+        full_disk.is_full = True
+        return 7
+
+    run_id = await api.run(api.app, fill)
+    async with api.worker() as worker:
+        await api.eventually(lambda: full_disk.refused >= WRITES_LOST)
+        full_disk.is_full = False
+        await worker.until_idle()
+        assert await api.status(api.app, run_id) == Completed(Success(7))
+        assert (await api.get(api.app, run_id)).attempts[0].number == 1
+
+
+async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(api, full_disk, note):
+    """Promise 4: whatever fails in between, a claimed callback is called as long as its worker lives."""
+
+    @api.app.mutation(name="told")
+    def told(ctx: Any, run_id: str) -> None:
+        if not full_disk.refused:
+            full_disk.is_full = True
+            raise ValueError("no")
+        ctx.db.execute("INSERT INTO notes VALUES (?)", (run_id,))
+
+    done = api.scripted("done")
+    run_ids = [await api.run(api.app, done.action, on_complete=told) for _ in range(3)]
+    await api.cancel_all(api.app, everything=True)
+    async with api.worker() as worker:
+        await api.eventually(lambda: full_disk.refused >= WRITES_LOST)
+        full_disk.is_full = False
+        for _ in range(5):
+            await worker.until_idle()
+            api.clock.advance(3_600_000)
+        await worker.until_idle()
+    assert sorted(api.notes()) == sorted(run_ids)
+
+
+@pytest.mark.parametrize("column", ["options", "args"])
+async def test_a_damaged_row_ends_and_blocks_no_neighbour(api, database, column):
+    done = api.scripted("done")
+    run_ids = [await api.run(api.app, done.action) for _ in range(5)]
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"UPDATE action_retrier_runs SET {column} = '{{' WHERE id = ?", (run_ids[0],))  # noqa: S608
+
+    async with api.worker() as worker:
+        results = [await api.result(worker, run_id) for run_id in run_ids[1:]]
+        for _ in range(10):
+            await worker.until_idle()
+            api.clock.advance(60_000)
+        assert isinstance(await api.status(api.app, run_ids[0]), Completed)
+
+    assert results == [Success("done")] * 4
+
+
+@pytest.mark.parametrize("delay_ms", [math.nan, -1, math.inf, "soon", None])
+async def test_a_delay_that_is_none_is_not_taken_for_one(api, delay_ms):
+    """`RetryAfter` checks its delay; a subclass may set another, and its failure is an ordinary one."""
+
+    class Busy(RetryAfter):
+        def __init__(self) -> None:
+            Exception.__init__(self, "busy")
+            self.delay_ms = delay_ms
+
+    busy = api.scripted(Busy(), "done", initial_backoff_ms=1000, jitter=0)
+    run_id = await api.run(api.app, busy.action)
+    async with api.worker() as worker:
+        await worker.until_idle()
+        assert (await api.get(api.app, run_id)).attempts[0].delay_ms == 1000
+        assert await api.result(worker, run_id) == Success("done")
+
+
+async def test_a_deadline_passes_though_every_slot_is_taken(api):
+    """`deadline_ms`: past it the run fails, whether or not anybody had the time to begin it."""
+    release = threading.Event()
+
+    @api.app.action(name="long")
+    def long() -> None:
+        release.wait(20)
+
+    async with api.worker(concurrency=1):
+        first = await api.run(api.app, long)
+        await api.eventually(lambda: _is(api, first, "running"))
+        late = await api.run(api.app, long, deadline_ms=500)
+        api.clock.advance(501)
+        await api.eventually(lambda: _is(api, late, "failed"))
+        release.set()
+    assert (await api.status(api.app, late)).result.error_type == "DeadlineExceeded"
+
+
+async def _is(api, run_id, state):
+    return (await api.get(api.app, run_id)).state == state
+
+
+async def test_a_stopped_worker_is_idle(api):
+    async with api.worker() as worker:
+        pass
+    await worker.until_idle()
+
+
+async def test_a_worker_that_has_ended_leaves_no_trace_of_itself(api, database):
+    """It signs off: nobody has to find out that it is dead."""
+    async with api.worker() as worker:
+        await worker.until_idle()
+        assert _count(database) == 1
+    assert _count(database) == 0
+
+
+def _count(database):
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return connection.execute("SELECT count(*) FROM action_retrier_workers").fetchone()[0]
+
+
+async def test_a_run_that_was_never_begun_costs_nothing_however_its_worker_ends(api, database, monkeypatch):
+    """I8: claimed in the worker's last moment, and given back by its sign-off."""
+    done = api.scripted("done", max_failures=0)
+    run_id = await api.run(api.app, done.action)
+    monkeypatch.setattr(_execution.Executions, "begin", lambda *_: None)  # the claim is lost on its way
+    async with api.worker():
+        await api.eventually(lambda: _is(api, run_id, "running"))
+    monkeypatch.undo()
+
+    run = await api.get(api.app, run_id)
+    assert (run.state, run.failures, run.attempts) == ("pending", 0, ())
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id) == Success("done")
+
+
+@pytest.mark.parametrize(
+    "when",
+    [datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), datetime.max.replace(tzinfo=UTC)],
+    ids=["after it in UTC", "the last instant"],
+)
+async def test_an_instant_that_cannot_be_told_is_refused(api, when):
+    """`when`: what `get` could not show as a datetime in UTC is a `ValueError`, and nothing is stored."""
+    done = api.scripted("done")
+    if when.tzinfo is UTC:
+        run_id = await api.run_at(api.app, when, done.action)
+        assert (await api.get(api.app, run_id)).due_at == when
+        return
+    with pytest.raises(ValueError, match="9999"):
+        await api.run_at(api.app, when, done.action)
+    assert await api.all_runs() == []
+
+
+async def test_a_start_by_another_app_is_noticed_long_before_the_next_poll(api):
+    """Polling is the truth, and wake-ups make it fast: an idle worker hears of commits that are not its App's."""
+    begun = threading.Event()
+
+    @api.app.action(name="quick")
+    def quick() -> None:
+        begun.set()
+
+    waits_s = []
+    async with api.sibling() as other, api.worker() as worker:
+        for _ in range(5):
+            await worker.until_idle()
+            begun.clear()
+            await other.run(other.app, "quick")
+            since = time.monotonic()
+            assert await asyncio.to_thread(begun.wait, 10)
+            waits_s.append(time.monotonic() - since)
+    assert statistics.median(waits_s) < POLL_S / 4
