@@ -83,21 +83,49 @@ async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(a
     assert sorted(api.notes()) == sorted(run_ids)
 
 
-@pytest.mark.parametrize("column", ["options", "args"])
-async def test_a_damaged_row_ends_and_blocks_no_neighbour(api, database, column):
+@pytest.mark.parametrize(("column", "error_type"), [("options", "JSONDecodeError"), ("args", "InvalidArguments")])
+async def test_a_damaged_row_fails_for_good_and_blocks_no_neighbour(api, database, column, error_type):
+    """It is not executed with made-up options; its result says what is wrong with it."""
     done = api.scripted("done")
     run_ids = [await api.run(api.app, done.action) for _ in range(5)]
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(f"UPDATE action_retrier_runs SET {column} = '{{' WHERE id = ?", (run_ids[0],))  # noqa: S608
+    _damage(database, run_ids[0], column)
 
     async with api.worker() as worker:
+        await worker.until_idle()
+        status = await api.status(api.app, run_ids[0])
         results = [await api.result(worker, run_id) for run_id in run_ids[1:]]
-        for _ in range(10):
-            await worker.until_idle()
-            api.clock.advance(60_000)
-        assert isinstance(await api.status(api.app, run_ids[0]), Completed)
 
+    assert (status.result.error_type, "stored" in status.result.error) == (error_type, True)
     assert results == [Success("done")] * 4
+    assert done.executions == 4
+
+
+def _damage(database, run_id, column):
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"UPDATE action_retrier_runs SET {column} = '{{' WHERE id = ?", (run_id,))  # noqa: S608
+
+
+async def test_runs_that_a_worker_owns_and_does_not_know_of_are_given_back(api, monkeypatch, caplog):
+    """A safety net: whatever goes wrong between the claim's commit and the beginning, nothing stays `running`."""
+    done = api.scripted("done", max_failures=0)
+    run_ids = [await api.run(api.app, done.action) for _ in range(3)]
+    begin, lost = _execution.Executions.begin, []
+
+    def begin_the_second_time(self: Any, row: Any, *args: Any) -> None:
+        if row["attempt"] == 1:
+            lost.append(row["id"])
+            raise RuntimeError("lost on its way")
+        begin(self, row, *args)
+
+    monkeypatch.setattr(_execution.Executions, "begin", begin_the_second_time)
+    async with api.worker() as worker:
+        for run_id in run_ids:
+            await api.eventually(lambda run_id=run_id: _is(api, run_id, "succeeded"))
+        await worker.until_idle()
+
+    assert sorted(lost) == sorted(run_ids)
+    assert [(await api.get(api.app, run_id)).failures for run_id in run_ids] == [0, 0, 0]
+    assert "does not execute" in caplog.text
 
 
 @pytest.mark.parametrize("delay_ms", [math.nan, -1, math.inf, "soon", None])

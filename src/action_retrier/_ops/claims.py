@@ -1,7 +1,11 @@
 """Take due runs and callbacks for a worker."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
+from .._lifecycle import Raised
+from .._policy import RetryPolicy
 from .._statements import Op, Rows, Statement
 
 ANY_LOSSES = 2**31 - 1
@@ -51,6 +55,7 @@ class NextDue:
 
     work_us: int | None
     callbacks_us: int | None
+    deadline_us: int | None = None
 
 
 def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
@@ -73,6 +78,18 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
     return Claimed(runs, suspects, registered)
 
 
+@lru_cache(maxsize=1024)
+def damage_of(options: str) -> Raised | None:
+    """Return how a run fails whose stored options cannot be read; None if they can."""
+    known = {field.name for field in fields(RetryPolicy)}
+    try:
+        RetryPolicy(**{name: value for name, value in json.loads(options).items() if name in known})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"the row of this run is damaged: its stored options cannot be read: {error}"
+        return Raised(type(error).__name__, problem, retryable=False)
+    return None
+
+
 def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]:
     """Take at most *count* due callbacks, and count their tries."""
     return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
@@ -84,7 +101,7 @@ def next_due(claimant: Claimant, max_losses: int, max_callback_losses: int = ANY
     rows = yield Statement("next_due", claimant.parameters | limits)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
-    return NextDue(min(work, default=None), row["callbacks_in"])
+    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"])
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:
