@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution
-from action_retrier._worker import POLL_S
+from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _worker
+from action_retrier._worker import POLL_S, Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
 WRITES_LOST = 3
@@ -191,6 +191,7 @@ async def test_a_run_that_was_never_begun_costs_nothing_however_its_worker_ends(
     done = api.scripted("done", max_failures=0)
     run_id = await api.run(api.app, done.action)
     monkeypatch.setattr(_execution.Executions, "begin", lambda *_: None)  # the claim is lost on its way
+    monkeypatch.setattr(Worker, "_give_back_strays", _nothing)  # the sign-off is the last to notice
     async with api.worker():
         await api.eventually(lambda: _is(api, run_id, "running"))
     monkeypatch.undo()
@@ -199,6 +200,54 @@ async def test_a_run_that_was_never_begun_costs_nothing_however_its_worker_ends(
     assert (run.state, run.failures, run.attempts) == ("pending", 0, ())
     async with api.worker() as worker:
         assert await api.result(worker, run_id) == Success("done")
+
+
+async def _nothing(*_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["its run is recovered", "it is taken for dead"])
+async def test_an_attempt_whose_lease_is_lost_is_told_to_stop(api, database, monkeypatch, way):
+    """The run is others' now: what still executes here only does harm, and its outcome changes nothing."""
+    begun, told = threading.Event(), []
+
+    @api.app.action(name="long")
+    def long(ctx: Any) -> None:
+        if ctx.attempt > 1:
+            return
+        begun.set()
+        deadline = time.monotonic() + 20
+        while ctx.stop_reason is None and time.monotonic() < deadline:
+            release.wait(0.01)
+        told.append(ctx.stop_reason)
+
+    release = threading.Event()
+    done = api.scripted("done")
+    run_id = await api.run(api.app, long)
+    async with api.worker() as worker:
+        assert await asyncio.to_thread(begun.wait, 20)
+        if way == "it is taken for dead":
+            monkeypatch.setattr(_worker, "lost_attempts", _none_are_lost)  # this way it would learn of it later
+            _write(database, "DELETE FROM action_retrier_workers")
+        _write(database, "UPDATE action_retrier_runs SET state = 'pending', worker = NULL, due_at = due_at + 60000000")
+        await api.run(api.app, done.action)  # a worker finds out that it is taken for dead when it claims
+        await api.eventually(lambda: told)
+        for _ in range(10):
+            api.clock.advance(60_000)
+            await worker.until_idle()
+        await api.eventually(lambda: _is(api, run_id, "succeeded"))
+
+    assert told == ["lease_lost"]
+    assert (await api.get(api.app, run_id)).attempts[-1].number == 2
+
+
+def _none_are_lost(_attempts: Any) -> Any:
+    return []
+    yield
+
+
+def _write(database: Any, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        connection.execute(statement)
 
 
 @pytest.mark.parametrize(
