@@ -1,11 +1,9 @@
 """Take due runs and callbacks for a worker."""
 
-import json
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 
 from .._lifecycle import Raised
-from .._policy import RetryPolicy
+from .._policy import damage_in_policy
 from .._statements import Op, Rows, Statement
 
 ANY_LOSSES = 2**31 - 1
@@ -78,16 +76,13 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
     return Claimed(runs, suspects, registered)
 
 
-@lru_cache(maxsize=1024)
 def damage_of(options: str) -> Raised | None:
     """Return how a run fails whose stored options cannot be read; None if they can."""
-    known = {field.name for field in fields(RetryPolicy)}
-    try:
-        RetryPolicy(**{name: value for name, value in json.loads(options).items() if name in known})
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"the row of this run is damaged: its stored options cannot be read: {error}"
-        return Raised(type(error).__name__, problem, retryable=False)
-    return None
+    problem = damage_in_policy(options)
+    if problem is None:
+        return None
+    told = f"the row of this run is damaged: its stored options cannot be read ({problem})"
+    return Raised(problem.partition(":")[0], told, retryable=False)
 
 
 def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]:
