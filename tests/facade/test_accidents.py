@@ -43,7 +43,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     return disk
 
 
-async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk):
+@pytest.mark.parametrize("calls_back", [False, True])
+async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk, *, calls_back):
     """What has ended is reported once the disk has room again: no run stays `running`."""
 
     @api.app.action(name="fill")
@@ -51,13 +52,18 @@ async def test_outcomes_that_could_not_be_written_are_written_later(api, full_di
         full_disk.is_full = True
         return 7
 
-    run_id = await api.run(api.app, fill)
+    @api.app.mutation(name="told")
+    def told(ctx: Any, run_id: str) -> None:
+        ctx.db.execute("INSERT INTO notes VALUES (?)", (run_id,))
+
+    run_id = await api.run(api.app, fill, **({"on_complete": told} if calls_back else {}))
     async with api.worker() as worker:
         await api.eventually(lambda: full_disk.refused >= WRITES_LOST)
         full_disk.is_full = False
         await worker.until_idle()
         assert await api.status(api.app, run_id) == Completed(Success(7))
         assert (await api.get(api.app, run_id)).attempts[0].number == 1
+    assert api.notes() == ([run_id] if calls_back else [])
 
 
 async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(api, full_disk, note):
