@@ -23,7 +23,9 @@ async def execute(action: Action[Any, Any, Any], args: str, ctx: object, threads
     except ValidationError as error:
         # The signature has changed since the run was started. A deployment may change it back.
         problem = f"the stored arguments do not fit {action.name!r}: {explain(error)}"
-        return Raised("InvalidArguments", clean_text(problem, ERROR_LIMIT))
+        # What is no JSON is a damaged row, and no deployment will mend it.
+        is_json = all(one["type"] != "json_invalid" for one in error.errors(include_input=False, include_context=False))
+        return Raised("InvalidArguments", clean_text(problem, ERROR_LIMIT), retryable=is_json)
     except BaseException as error:  # noqa: BLE001 - a validator is user code
         return outcome_of(action, error)
     if not action.signature.is_async:

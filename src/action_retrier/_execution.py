@@ -11,6 +11,7 @@ from ._contexts import ActionCtx, AttemptSignals, StopReason, SyncActionCtx
 from ._functions import Action
 from ._lifecycle import Attempted, DeadlinePassed, NotBegun, Outcome, Raised, Succeeded, TimedOut, WorkerStopped
 from ._mutations import Mutations
+from ._ops.claims import damage_of
 from ._policy import policy_from_json, to_us
 from ._statements import Row
 from ._suspects import Suspects
@@ -119,9 +120,13 @@ class Executions:
         """How many have not been reported: without those that were abandoned."""
         return sum(not execution.reported for execution in self._by_key.values())
 
-    def run_ids(self) -> set[str]:
-        """Return the runs of all attempts, those among them that have been reported and not ended."""
-        return {run_id for run_id, _ in self._by_key}
+    def known(self) -> set[Key]:
+        """Return all attempts, those among them that have been reported and not ended."""
+        return set(self._by_key)
+
+    def begun(self) -> set[Key]:
+        """Return those of them that have begun."""
+        return {key for key, execution in self._by_key.items() if execution.begun}
 
     def keys(self) -> list[Key]:
         """Return the attempts that are under way."""
@@ -139,7 +144,10 @@ class Executions:
             execution.task.cancel()
 
     async def _execute(self, execution: Execution) -> Outcome:
+        damage = damage_of(execution.row["options"])
         execution.begun = True
+        if damage is not None:
+            return damage
         if execution.attempted.losses:
             # Again: its probation counts from here, however long the event loop was busy.
             self.suspects.start(execution.key, execution.attempted.losses, asyncio.get_running_loop().time())

@@ -73,18 +73,29 @@ class RetryPolicy:
         return json.dumps({field: getattr(self, field) for field in _CHECKS}, separators=(",", ":"))
 
 
-@lru_cache(maxsize=1024)
 def policy_from_json(text: str) -> RetryPolicy:
     """
     Decode what `RetryPolicy.to_json` encoded; fields of a later version are ignored.
 
     Where it cannot be read, which is a damaged row, nothing is retried: the run ends, and its neighbours go on.
     """
+    found = _decode(text)
+    return found if isinstance(found, RetryPolicy) else RetryPolicy(max_failures=0)
+
+
+def damage_in_policy(text: str) -> str | None:
+    """Return why a stored policy cannot be read; None if it can."""
+    found = _decode(text)
+    return None if isinstance(found, RetryPolicy) else found
+
+
+@lru_cache(maxsize=1024)
+def _decode(text: str) -> RetryPolicy | str:
     known = {field.name for field in dataclasses.fields(RetryPolicy)}
     try:
         return RetryPolicy(**{name: value for name, value in json.loads(text).items() if name in known})
-    except (ValueError, TypeError, AttributeError):
-        return RetryPolicy(max_failures=0)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def check_options(options: Mapping[str, Any], *, where: str, extra: frozenset[str] = frozenset()) -> None:

@@ -6,8 +6,8 @@ from random import Random
 
 from ._clock import Clock
 from ._completion import Completion, Report
-from ._execution import Execution
-from ._lifecycle import Attempted, Outcome, settle
+from ._execution import Execution, Key
+from ._lifecycle import Attempted, Outcome, Reschedule, settle
 from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
 from ._statements import Row
@@ -41,14 +41,14 @@ class Reporter:
         self._callback_wake = asyncio.Event()
         self._due = False
         self._claimed: list[tuple[Row, str]] = []  # callbacks, and as whom they were claimed
-        self._unsettled = 0
+        self._unwritten: dict[Key, Report] = {}
         self._calling = 0
         self._stopping = False
 
     @property
     def is_busy(self) -> bool:
         """Whether something is still to be written or being called back."""
-        return bool(self._unsettled or self._calling or self._due or self._claimed)
+        return bool(self._unwritten or self._calling or self._due or self._claimed)
 
     def report(self, execution: Execution, outcome: Outcome, worker: str) -> None:
         """Settle an attempt that has ended, and collect what follows from it."""
@@ -68,7 +68,7 @@ class Reporter:
             execution.signals.progress,
             losses=row["losses"],
         )
-        self._unsettled += 1
+        self._unwritten[execution.key] = report
         if report.calls_back:
             self._calling_back.append(report)
             self._callback_wake.set()
@@ -76,9 +76,21 @@ class Reporter:
             self._plain.append(report)
             self._plain_wake.set()
 
-    def unwritten(self) -> set[str]:
-        """Return the runs whose attempts have ended, and nobody knows it yet."""
-        return {report.run_id for report in (*self._plain, *self._calling_back)}
+    def unwritten(self) -> set[Key]:
+        """Return the attempts that have ended, and nobody knows it yet."""
+        return set(self._unwritten)
+
+    def unwritten_begun(self) -> set[Key]:
+        """Return those of them that are not merely given back."""
+        return {
+            key
+            for key, report in self._unwritten.items()
+            if not isinstance(report.move, Reschedule) or report.move.failure is not None
+        }
+
+    def _written(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            self._unwritten.pop((report.run_id, report.attempt), None)
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -93,7 +105,7 @@ class Reporter:
             self._plain = reports + self._plain
             self._plain_wake.set()
             raise
-        self._unsettled -= len(reports)
+        self._written(reports)
         self._changed()
 
     def callbacks_are_due(self) -> None:
@@ -110,7 +122,7 @@ class Reporter:
         try:
             while reports:
                 await self._completion.complete(reports[:_BATCH])
-                self._unsettled -= len(reports[:_BATCH])
+                self._written(reports[:_BATCH])
                 reports = reports[_BATCH:]
         except BaseException:
             self._calling_back = reports + self._calling_back
@@ -132,18 +144,28 @@ class Reporter:
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
-        await self._call_claimed()
-        if suspects.callback_allowance and not self._stopping:
+        may_call_suspects = bool(suspects.callback_allowance) and not self._stopping
+        if not any(row["callback_losses"] for row, _ in self._claimed):
+            await self._call_claimed()
+        elif not may_call_suspects:
+            await self._return_claimed()
+        if may_call_suspects and not self._stopping:
             await self._call_suspect(claimant, suspects)
 
     async def _call_claimed(self) -> None:
         """Call what has been claimed; what fails to be written stays claimed, and is called again."""
         while self._claimed:
-            row, worker = self._claimed[0]
             if self._stopping:
-                await self._return([row], worker)
-            else:
-                await self._completion.call_back(row, worker)
+                await self._return_claimed()
+                return
+            await self._completion.call_back(*self._claimed[0])
+            self._claimed.pop(0)
+
+    async def _return_claimed(self) -> None:
+        """Give back what has been claimed and not been called."""
+        while self._claimed:
+            row, worker = self._claimed[0]
+            await self._database.write(lambda row=row, worker=worker: return_callbacks([row["id"]], worker))  # type: ignore[misc]
             self._claimed.pop(0)
 
     async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
@@ -151,19 +173,16 @@ class Reporter:
         key = "callback"
         suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
         try:
-            rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
-            if not suspects.is_alone(key):
+            if not self._claimed:  # else it is called again
+                rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
+                self._claimed = [(row, claimant.id) for row in rows]
+            if suspects.is_alone(key):
+                await self._call_claimed()
+            else:
                 # A claim of runs that was under way has brought a suspect: it would be lost with us.
-                await self._return(rows, claimant.id)
-                return
-            self._claimed = [(row, claimant.id) for row in rows]
-            await self._call_claimed()
+                await self._return_claimed()
         finally:
             suspects.end(key)
-
-    async def _return(self, rows: Sequence[Row], worker: str) -> None:
-        run_ids = [row["id"] for row in rows]
-        await self._database.write(lambda: return_callbacks(run_ids, worker))
 
     def stop(self) -> None:
         """Call nothing more that is not owed with an outcome."""

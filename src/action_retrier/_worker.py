@@ -10,17 +10,18 @@ from typing import Any
 from ._clock import Clock
 from ._completion import Completion
 from ._contexts import StopReason
-from ._execution import STOP_GRACE_S, Execution, Executions
+from ._execution import STOP_GRACE_S, Execution, Executions, Key
 from ._incarnation import Incarnation
 from ._lifecycle import Outcome
 from ._maintenance import Maintenance
 from ._mutations import Mutations
 from ._ops.claims import NextDue, claim_runs, next_due
 from ._ops.reports import lost_attempts, store_progress
-from ._ops.workers import recover_worker
+from ._ops.workers import give_back, owned_attempts, recover_worker
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
+from ._statements import Row
 from ._suspects import PROBATION_S
 from .config import logger
 from .drivers import Database
@@ -87,6 +88,7 @@ class Worker:
             taken_for_dead=lambda: self._executions.stop_begun("lease_lost"),
         )
         self._claiming = False
+        self._claims = 0
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
         self._stopping = self._stopped = False
@@ -177,7 +179,7 @@ class Worker:
         worker = self.id
         try:
             # What could not be reported in time is settled like a dead worker's: nothing is left behind.
-            begun = self._executions.run_ids() | self._reporter.unwritten()
+            begun = self._executions.begun() | self._reporter.unwritten_begun()
             await self._database.write(
                 lambda: recover_worker(worker, self._engine.rng, begun), patience_s=_FLUSH_GRACE_S
             )
@@ -236,6 +238,8 @@ class Worker:
             due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks))
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
+            if due.deadline_us is not None and due.deadline_us <= 0 and await self._maintenance.expire():
+                return  # a deadline does not wait for a slot
             work_is_due = due.work_us is not None and due.work_us <= 0
             if work_is_due and free > 0:
                 # Asked first and claimed then: a commit wakes every idle worker, and only one of them
@@ -243,8 +247,6 @@ class Worker:
                 if not await self._claim(free):
                     await self._try_again()
                 return
-            if work_is_due:
-                await self._maintenance.expire()  # a deadline does not wait for a slot
             if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
             await self._sleep(due)
@@ -257,6 +259,7 @@ class Worker:
         claimant = self._incarnation.claimant
         allowance = self._executions.suspects.allowance(self._loop.time())
         self._claiming = True
+        self._claims += 1
         try:
             claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance))
             if not claimed.registered:
@@ -264,7 +267,7 @@ class Worker:
                 return True
             claimed_at_us = self._engine.clock.monotonic_us()
             for row in [*claimed.suspects, *claimed.runs]:
-                self._executions.begin(row, self._engine.registry.actions[row["action"]], claimed_at_us)
+                self._begin(row, claimed_at_us)
         finally:
             self._claiming = False
             self._changed.set()
@@ -273,6 +276,12 @@ class Worker:
         count = len(claimed.runs) + len(claimed.suspects)
         self._backlog = count >= free
         return count > 0
+
+    def _begin(self, row: Row, claimed_at_us: int) -> None:
+        try:
+            self._executions.begin(row, self._engine.registry.actions[row["action"]], claimed_at_us)
+        except Exception:  # noqa: BLE001 - our own bug, or a damaged row: its neighbours begin all the same
+            logger.exception("run %s could not be begun; it is given back", row["id"])
 
     async def _try_again(self) -> None:
         """Something is due and could not be claimed: its deadline has passed, or somebody else was faster."""
@@ -328,10 +337,30 @@ class Worker:
                 reason: StopReason = "canceled" if state in {None, "canceled"} else "lease_lost"
                 self._executions.stop_begun(reason, [(run_id, attempt)])
         if not self._stopping:
+            await self._give_back_strays()
             if await self._maintenance.recover_dead(self.id):
                 self._wake.set()
             await self._maintenance.prune_if_due()
             await self._maintenance.warn_if_due()
+
+    async def _give_back_strays(self) -> None:
+        """
+        Give back what is ours in the database, and not known here: what a claim that went wrong has left.
+
+        Only while no claim is under way, and what has ended is known until its report is written.
+        """
+        if self._claiming:
+            return
+        worker, claims, known = self.id, self._claims, self._known()
+        owned = await self._database.read(lambda: owned_attempts(worker))
+        strays = owned - known - self._known()
+        if strays and claims == self._claims and worker == self.id:
+            logger.error("worker %s owns %d runs that it does not execute; they are given back", worker, len(strays))
+            await self._database.write(lambda: give_back(worker, strays, self._engine.rng))
+            self._wake.set()
+
+    def _known(self) -> set[Key]:
+        return self._executions.known() | self._reporter.unwritten()
 
     async def _progress_once(self) -> None:
         await asyncio.sleep(_PROGRESS_S)

@@ -386,11 +386,11 @@ def test_next_due_tells_the_nearest_of_all_lanes(store: Store) -> None:
     assert store.next_due(worker) == NextDue(5000, None)
     store.start("unknown", delay_ms=100, deadline_ms=0.5, queue="elsewhere")
     store.clock.advance(5.25)
-    assert store.next_due(worker) == NextDue(-250, None)
+    assert store.next_due(worker) == NextDue(-250, None, 95_250)
 
 
 def test_a_deadline_is_due_even_where_the_run_is_not(store: Store) -> None:
     """Somebody has to fail a run that nobody can run."""
     store.start("unknown", deadline_ms=3)
 
-    assert store.next_due(store.worker("charge")) == NextDue(3000, None)
+    assert store.next_due(store.worker("charge")) == NextDue(3000, None, 3000)

@@ -248,3 +248,26 @@ def test_a_worker_that_shows_life_at_the_last_look_keeps_its_runs(
     assert looks == []
     assert store.row(row["id"])["state"] == "running"
     assert [one["id"] for one in store.system.table("workers")] == [worker.id]
+
+
+def test_a_damaged_row_fails_for_good_and_its_neighbours_are_recovered(store: Store) -> None:
+    """I1: what cannot be read keeps nobody from being settled."""
+    worker = store.worker(mutations=("done",))
+    run_ids = [store.start(on_complete="done") for _ in range(3)]
+    store.claim(worker, 3)
+    connection = store.system.connect()
+    options = store.row(run_ids[1])["options"]
+
+    def write_options(text: str) -> None:
+        connection.execute("UPDATE action_retrier_runs SET options = ? WHERE id = ?", (text, run_ids[1]))
+        connection.commit()
+
+    write_options("{")
+
+    assert store.lose(worker) == 3
+
+    assert [store.row(run_id)["state"] for run_id in run_ids] == ["pending", "failed", "pending"]
+    damaged = store.row(run_ids[1])
+    assert (damaged["error_type"], damaged["callback_state"]) == ("JSONDecodeError", "pending")
+    assert "options cannot be read" in damaged["error"]
+    write_options(options)  # for the check of the invariants, which reads them

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution
-from action_retrier._worker import POLL_S
+from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _worker
+from action_retrier._worker import POLL_S, Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
 WRITES_LOST = 3
@@ -43,7 +43,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     return disk
 
 
-async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk):
+@pytest.mark.parametrize("calls_back", [False, True])
+async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk, *, calls_back):
     """What has ended is reported once the disk has room again: no run stays `running`."""
 
     @api.app.action(name="fill")
@@ -51,13 +52,18 @@ async def test_outcomes_that_could_not_be_written_are_written_later(api, full_di
         full_disk.is_full = True
         return 7
 
-    run_id = await api.run(api.app, fill)
+    @api.app.mutation(name="told")
+    def told(ctx: Any, run_id: str) -> None:
+        ctx.db.execute("INSERT INTO notes VALUES (?)", (run_id,))
+
+    run_id = await api.run(api.app, fill, **({"on_complete": told} if calls_back else {}))
     async with api.worker() as worker:
         await api.eventually(lambda: full_disk.refused >= WRITES_LOST)
         full_disk.is_full = False
         await worker.until_idle()
         assert await api.status(api.app, run_id) == Completed(Success(7))
         assert (await api.get(api.app, run_id)).attempts[0].number == 1
+    assert api.notes() == ([run_id] if calls_back else [])
 
 
 async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(api, full_disk, note):
@@ -83,21 +89,49 @@ async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(a
     assert sorted(api.notes()) == sorted(run_ids)
 
 
-@pytest.mark.parametrize("column", ["options", "args"])
-async def test_a_damaged_row_ends_and_blocks_no_neighbour(api, database, column):
+@pytest.mark.parametrize(("column", "error_type"), [("options", "JSONDecodeError"), ("args", "InvalidArguments")])
+async def test_a_damaged_row_fails_for_good_and_blocks_no_neighbour(api, database, column, error_type):
+    """It is not executed with made-up options; its result says what is wrong with it."""
     done = api.scripted("done")
     run_ids = [await api.run(api.app, done.action) for _ in range(5)]
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(f"UPDATE action_retrier_runs SET {column} = '{{' WHERE id = ?", (run_ids[0],))  # noqa: S608
+    _damage(database, run_ids[0], column)
 
     async with api.worker() as worker:
+        await worker.until_idle()
+        status = await api.status(api.app, run_ids[0])
         results = [await api.result(worker, run_id) for run_id in run_ids[1:]]
-        for _ in range(10):
-            await worker.until_idle()
-            api.clock.advance(60_000)
-        assert isinstance(await api.status(api.app, run_ids[0]), Completed)
 
+    assert (status.result.error_type, "stored" in status.result.error) == (error_type, True)
     assert results == [Success("done")] * 4
+    assert done.executions == 4
+
+
+def _damage(database, run_id, column):
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"UPDATE action_retrier_runs SET {column} = '{{' WHERE id = ?", (run_id,))  # noqa: S608
+
+
+async def test_runs_that_a_worker_owns_and_does_not_know_of_are_given_back(api, monkeypatch, caplog):
+    """A safety net: whatever goes wrong between the claim's commit and the beginning, nothing stays `running`."""
+    done = api.scripted("done", max_failures=0)
+    run_ids = [await api.run(api.app, done.action) for _ in range(3)]
+    begin, lost = _execution.Executions.begin, []
+
+    def begin_the_second_time(self: Any, row: Any, *args: Any) -> None:
+        if row["attempt"] == 1:
+            lost.append(row["id"])
+            raise RuntimeError("lost on its way")
+        begin(self, row, *args)
+
+    monkeypatch.setattr(_execution.Executions, "begin", begin_the_second_time)
+    async with api.worker() as worker:
+        for run_id in run_ids:
+            await api.eventually(lambda run_id=run_id: _is(api, run_id, "succeeded"))
+        await worker.until_idle()
+
+    assert sorted(lost) == sorted(run_ids)
+    assert [(await api.get(api.app, run_id)).failures for run_id in run_ids] == [0, 0, 0]
+    assert "does not execute" in caplog.text
 
 
 @pytest.mark.parametrize("delay_ms", [math.nan, -1, math.inf, "soon", None])
@@ -163,6 +197,7 @@ async def test_a_run_that_was_never_begun_costs_nothing_however_its_worker_ends(
     done = api.scripted("done", max_failures=0)
     run_id = await api.run(api.app, done.action)
     monkeypatch.setattr(_execution.Executions, "begin", lambda *_: None)  # the claim is lost on its way
+    monkeypatch.setattr(Worker, "_give_back_strays", _nothing)  # the sign-off is the last to notice
     async with api.worker():
         await api.eventually(lambda: _is(api, run_id, "running"))
     monkeypatch.undo()
@@ -171,6 +206,54 @@ async def test_a_run_that_was_never_begun_costs_nothing_however_its_worker_ends(
     assert (run.state, run.failures, run.attempts) == ("pending", 0, ())
     async with api.worker() as worker:
         assert await api.result(worker, run_id) == Success("done")
+
+
+async def _nothing(*_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["its run is recovered", "it is taken for dead"])
+async def test_an_attempt_whose_lease_is_lost_is_told_to_stop(api, database, monkeypatch, way):
+    """The run is others' now: what still executes here only does harm, and its outcome changes nothing."""
+    begun, told = threading.Event(), []
+
+    @api.app.action(name="long")
+    def long(ctx: Any) -> None:
+        if ctx.attempt > 1:
+            return
+        begun.set()
+        deadline = time.monotonic() + 20
+        while ctx.stop_reason is None and time.monotonic() < deadline:
+            release.wait(0.01)
+        told.append(ctx.stop_reason)
+
+    release = threading.Event()
+    done = api.scripted("done")
+    run_id = await api.run(api.app, long)
+    async with api.worker() as worker:
+        assert await asyncio.to_thread(begun.wait, 20)
+        if way == "it is taken for dead":
+            monkeypatch.setattr(_worker, "lost_attempts", _none_are_lost)  # this way it would learn of it later
+            _write(database, "DELETE FROM action_retrier_workers")
+        _write(database, "UPDATE action_retrier_runs SET state = 'pending', worker = NULL, due_at = due_at + 60000000")
+        await api.run(api.app, done.action)  # a worker finds out that it is taken for dead when it claims
+        await api.eventually(lambda: told)
+        for _ in range(10):
+            api.clock.advance(60_000)
+            await worker.until_idle()
+        await api.eventually(lambda: _is(api, run_id, "succeeded"))
+
+    assert told == ["lease_lost"]
+    assert (await api.get(api.app, run_id)).attempts[-1].number == 2
+
+
+def _none_are_lost(_attempts: Any) -> Any:
+    return []
+    yield
+
+
+def _write(database: Any, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        connection.execute(statement)
 
 
 @pytest.mark.parametrize(

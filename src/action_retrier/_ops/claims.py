@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .._lifecycle import Raised
+from .._policy import damage_in_policy
 from .._statements import Op, Rows, Statement
 
 ANY_LOSSES = 2**31 - 1
@@ -51,6 +53,7 @@ class NextDue:
 
     work_us: int | None
     callbacks_us: int | None
+    deadline_us: int | None = None
 
 
 def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
@@ -73,6 +76,15 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
     return Claimed(runs, suspects, registered)
 
 
+def damage_of(options: str) -> Raised | None:
+    """Return how a run fails whose stored options cannot be read; None if they can."""
+    problem = damage_in_policy(options)
+    if problem is None:
+        return None
+    told = f"the row of this run is damaged: its stored options cannot be read ({problem})"
+    return Raised(problem.partition(":")[0], told, retryable=False)
+
+
 def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]:
     """Take at most *count* due callbacks, and count their tries."""
     return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
@@ -84,7 +96,7 @@ def next_due(claimant: Claimant, max_losses: int, max_callback_losses: int = ANY
     rows = yield Statement("next_due", claimant.parameters | limits)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
-    return NextDue(min(work, default=None), row["callbacks_in"])
+    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"])
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:

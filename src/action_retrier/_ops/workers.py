@@ -6,7 +6,7 @@ from random import Random
 from .._lifecycle import Attempted, Finish, NotBegun, Outcome, WorkerLost, callback_delay_us, settle
 from .._policy import policy_from_json
 from .._statements import Op, Row, Rows, Statement
-from .claims import Claimant
+from .claims import Claimant, damage_of
 from .reports import CallbackMark, Settled, apply_moves
 
 
@@ -44,22 +44,24 @@ def list_owners(namespace: str) -> Op[set[str]]:
     return {row["id"] for row in workers} | {row["id"] for row in owners}
 
 
-def recover_worker(worker: str, rng: Random, begun: Collection[str] | None = None) -> Op[int]:
+def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] | None = None) -> Op[int]:
     """
     Settle what a dead worker left behind, delete its row, and return how many runs there were.
 
     Args:
-        begun: A worker that signs off knows which runs it has begun: others were claimed in its last moment,
-            and cost nothing. None means all.
+        begun: A worker that signs off knows which attempts (run id, number) it has begun: others were claimed
+            in its last moment, and cost nothing. None means all.
 
     The outcome of each run goes through `settle` like any other. Callbacks are left pending, to
     be called alone in transactions of their own: one of them may be what killed the worker.
     """
     runs = yield Statement("select_worker_runs", {"worker": worker})
-    settled = [
-        _settle_lost(row, WorkerLost(worker) if begun is None or row["id"] in begun else NotBegun(), worker, rng)
-        for row in runs
-    ]
+    settled = []
+    for row in runs:
+        has_begun = begun is None or (row["id"], row["attempt"]) in begun
+        # A damaged row ends here, for good: it must not keep its neighbours from being recovered.
+        outcome = (damage_of(row["options"]) or WorkerLost(worker)) if has_begun else NotBegun()
+        settled.append(_settle_lost(row, outcome, worker, rng))
     if settled:
         yield from apply_moves(settled)
     callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
@@ -71,6 +73,19 @@ def recover_worker(worker: str, rng: Random, begun: Collection[str] | None = Non
         )
     yield Statement("delete_worker", {"id": worker})
     return len(settled)
+
+
+def owned_attempts(worker: str) -> Op[set[tuple[str, int]]]:
+    """Return (run id, attempt) of all that a worker executes, as the database has it."""
+    rows = yield Statement("select_worker_runs", {"worker": worker})
+    return {(row["id"], row["attempt"]) for row in rows}
+
+
+def give_back(worker: str, attempts: Collection[tuple[str, int]], rng: Random) -> Op[int]:
+    """Give back what a worker has claimed and never begun: it costs nothing. Return how many there were."""
+    rows = yield Statement("select_worker_runs", {"worker": worker})
+    unbegun = [row for row in rows if (row["id"], row["attempt"]) in attempts]
+    return len((yield from apply_moves([_settle_lost(row, NotBegun(), worker, rng) for row in unbegun])))
 
 
 def _settle_lost(row: Row, outcome: Outcome, worker: str, rng: Random) -> Settled:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .users import Users
 
-_SHORTEST_S = 0.002  # each look costs some 50 microseconds of CPU
+_SHORTEST_S = 0.001  # each look costs some 50 microseconds of CPU; so often only just after a commit
 _LONGEST_S = 0.02
 _PATIENCE = 50  # wait a fiftieth of the time for which nothing has happened
 
