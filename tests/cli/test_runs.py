@@ -213,7 +213,15 @@ def test_cleanup_gives_up_a_callback_only_if_told(run, shop):
     owes = shop.start("job:double", {"x": 4}, on_complete="job:note", context="no")
     shop.work()
 
-    assert run("cleanup", *APP, owes).code == 1
+    refused = [run(command, *APP, owes) for command in ("cleanup", "retry")]
+    assert [(said.code, said.out, said.err) for said in refused] == 2 * [
+        (
+            1,
+            "",
+            f"Error: run {owes} has completed, but its callback 'job:note' is still pending: wait until it has "
+            f"committed, or give it up with `action-retrier cleanup {owes} --discard-callback`\n",
+        )
+    ]
     assert run("cleanup", *APP, owes, "--discard-callback", "--json").json == {"removed": owes}
     assert run("show", *APP, owes).code == 1
 

@@ -1,5 +1,7 @@
 """What operators ask about runs, and do to them: ``list``, ``show``, ``status``, ``cancel``, ``retry``, ``cleanup``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,6 +10,7 @@ import typer
 from .._lifecycle import State
 from .._sync_retrier import SyncActionRetrier
 from ..app import App
+from ..errors import RunInProgress
 from ..results import Completed, Failed, RunStatus, Success, to_json
 from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
@@ -168,7 +171,8 @@ def retry(
             count = retrier.retry_all(found, action=action, queue=queue, everything=everything)
         print_json({"retried": count}) if json else say(f"started {counted(count, 'run')} afresh")
         return
-    retrier.retry(found, run_id)
+    with _remedies_of_the_command_line(retrier, found, run_id):
+        retrier.retry(found, run_id)
     print_json({"runId": run_id}) if json else say(f"run {run_id} is on its way again")
 
 
@@ -185,8 +189,22 @@ def cleanup(
 ) -> None:
     """Remove a completed run and its history now."""
     found = find_app(app, database, namespace)
-    SyncActionRetrier(found).cleanup(found, run_id, discard_callback=discard_callback)
+    retrier = SyncActionRetrier(found)
+    with _remedies_of_the_command_line(retrier, found, run_id):
+        retrier.cleanup(found, run_id, discard_callback=discard_callback)
     print_json({"removed": run_id}) if json else say(f"run {run_id} is removed")
+
+
+@contextmanager
+def _remedies_of_the_command_line(retrier: SyncActionRetrier, app: App, run_id: str) -> Iterator[None]:
+    """Where a pending callback is in the way, name the command that gives it up and not the method."""
+    try:
+        yield
+    except RunInProgress as error:
+        if not isinstance(retrier.status(app, run_id), Completed):
+            raise
+        remedy = f"wait until it has committed, or give it up with `action-retrier cleanup {run_id} --discard-callback`"
+        raise RunInProgress(run_id=run_id, reason=error.reason, remedy=remedy) from error
 
 
 def _check_choice(run_id: str | None, *, action: str | None, queue: str | None, everything: bool) -> None:
