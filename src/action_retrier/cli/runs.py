@@ -24,6 +24,9 @@ from .options import (
     OptionalRunIdArgument,
     QueueOption,
     RunIdArgument,
+    choices,
+    one_of,
+    whole,
 )
 from .story import print_story
 from .terminal import clean, complain, counted, print_json, say
@@ -39,13 +42,29 @@ class CallbackChoice(StrEnum):
 
 def list_(
     *,
-    state: Annotated[State | None, typer.Option(help="Only runs in this state.", show_default=False)] = None,
+    state: Annotated[
+        State | None,
+        typer.Option(
+            metavar=choices(State), parser=one_of("--state", State), help="Only runs in this state.", show_default=False
+        ),
+    ] = None,
     action: ActionOption = None,
     queue: QueueOption = None,
     callback: Annotated[
-        CallbackChoice | None, typer.Option(help="Only runs whose callback is in this state.", show_default=False)
+        CallbackChoice | None,
+        typer.Option(
+            metavar=choices(CallbackChoice),
+            parser=one_of("--callback", CallbackChoice),
+            help="Only runs whose callback is in this state.",
+            show_default=False,
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[
+        int,
+        typer.Option(
+            metavar="N", parser=whole("--limit", at_least=1, at_most=1000), help="At most so many: 1 to 1000."
+        ),
+    ] = 100,
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", help="Go on where the page before ended.", show_default=False)
     ] = None,
