@@ -72,6 +72,35 @@ def test_an_empty_list_says_so_beside_its_output(run, shop):
     assert (said.code, said.out, said.err) == (0, "", "No runs.\n")
 
 
+@pytest.mark.parametrize("command", ["list", "cancel", "retry"])
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        ("double", "; did you mean job:double?"),
+        ("job:duoble", "; did you mean job:double?"),
+        ("jobs:until_stoped", "; did you mean job:until_stopped or job:until_released?"),
+        ("billing:refund", ""),
+    ],
+)
+def test_a_name_that_the_app_does_not_know_and_finds_nothing_is_hinted_at(run, shop, command, name, question):
+    """Only hinted at: the runs of other services are in the same database."""
+    for options in ([], ["--json"]):
+        said = run(command, "--app", "job:app", "--action", name, *options)
+        assert said.code == 0
+        assert said.err.splitlines()[-1] == f"Hint: no action {name!r} is registered with job:app{question}"
+
+
+def test_there_is_no_hint_where_the_name_is_right_or_nobody_can_know(run, shop, write):
+    shop.start("others:refund", {})
+    write("empty.py", "from action_retrier import App\napp = App('sqlite:///job.db')")
+
+    assert "Hint" not in run("list", "--app", "job:app", "--action", "job:double").err
+    assert "Hint" not in run("list", "--app", "job:app", "--action", "others:refund").err
+    assert "Hint" not in run("list", "--app", "empty:app", "--action", "double").err
+    assert "Hint" not in run("list", "--database", "sqlite:///job.db", "--action", "double").err
+    assert "Hint" not in run("cancel", "--app", "job:app", "--queue", "nowhere").err
+
+
 @pytest.mark.parametrize("columns", [40, 80, 100, 200, None])
 def test_ids_and_states_are_whole_at_any_width_and_lines_fit(run, shop, columns):
     name = "a.rather.long.module.name:and_an_action_with_a_long_name"

@@ -12,6 +12,7 @@ from .._sync_retrier import SyncActionRetrier
 from ..app import App
 from ..errors import RunInProgress
 from ..results import Completed, Failed, RunStatus, Success, to_json
+from .hints import hint_at_names
 from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
 from .options import (
@@ -88,9 +89,11 @@ def list_(
         )
     if json:
         say(to_json(page))
-        return
-    print_runs(page.runs, _now_us(found))
-    if page.cursor is not None:
+    else:
+        print_runs(page.runs, _now_us(found))
+    if not page.runs:
+        hint_at_names(action, found, app)
+    if page.cursor is not None and not json:
         complain(f"There are more: the same command with --cursor {page.cursor}")
 
 
@@ -153,6 +156,8 @@ def cancel(
         with as_usage():
             count = retrier.cancel_all(found, action=action, queue=queue, everything=everything)
         print_json({"canceled": count}) if json else say(f"canceled {counted(count, 'run')}")
+        if not count:
+            hint_at_names(action, found, app)
         return
     canceled = retrier.cancel(found, run_id)
     if json:
@@ -189,6 +194,8 @@ def retry(
         with as_usage():
             count = retrier.retry_all(found, action=action, queue=queue, everything=everything)
         print_json({"retried": count}) if json else say(f"started {counted(count, 'run')} afresh")
+        if not count:
+            hint_at_names(action, found, app)
         return
     with _remedies_of_the_command_line(retrier, found, run_id):
         retrier.retry(found, run_id)
