@@ -55,6 +55,9 @@ def worker(
     namespace: NamespaceOption = None,
     json: JsonOption = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    told: Annotated[
+        bool, typer.Option("--told", hidden=True, help="Another one has said which database it is.")
+    ] = False,
 ) -> None:
     """
     Execute runs, until SIGTERM or SIGINT.
@@ -76,13 +79,19 @@ def worker(
         arguments += [] if namespace is None else ["--namespace", namespace]
         arguments += ["--json"] if json else []
         command = [sys.executable, "-m", "action_retrier", "worker", name, "--processes", "1", *arguments]
-        code = Supervisor([*command, "--supervised"], processes, grace_ms=grace_ms, json=json).run()
-        raise typer.Exit(code)
+        command += ["--supervised"]
+        raise typer.Exit(Supervisor(command, processes, later=["--told"], grace_ms=grace_ms, json=json).run())
     found = make_app(name, database, namespace)
     for module in imports or []:
         load_module(module)
     process = WorkerProcess(
-        found, concurrency=concurrency, queues=queues or None, grace_ms=grace_ms, json=json, supervised=supervised
+        found,
+        concurrency=concurrency,
+        queues=queues or None,
+        grace_ms=grace_ms,
+        json=json,
+        supervised=supervised,
+        told=told,
     )
     process.run()
 
