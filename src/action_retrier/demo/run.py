@@ -143,7 +143,7 @@ OPENING = f"""\
 worker is killed. Then the receiver's ledger is held against the database.
 """
 CONTENTS = (
-    "  ledger.jsonl                          what reached the receiver, and its answers",
+    "  ledger.jsonl                          all that reached the receiver",
     "  worker-*.log, shop.log, receiver.log  what each process wrote on stderr",
     f"  {CALLBACK_TRIES:36}  a byte a try of one that fails",
 )
