@@ -77,7 +77,8 @@ def outcome_of(action: Action[Any, Any, Any], error: BaseException) -> Raised:
 
 def _usable_delay_ms(error: RetryAfter) -> float | None:
     """Return the delay that is asked for; None if a subclass, or somebody later, has set one that is none."""
-    delay_ms = getattr(error, "delay_ms", None)
-    if isinstance(delay_ms, bool) or not isinstance(delay_ms, int | float) or not 0 <= delay_ms < float("inf"):
+    delay_ms: Any = getattr(error, "delay_ms", None)
+    try:
+        return RetryAfter(delay_ms).delay_ms  # which checks it
+    except (TypeError, ValueError):
         return None
-    return delay_ms

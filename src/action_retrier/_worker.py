@@ -245,7 +245,7 @@ class Worker:
                 # Asked first and claimed then: a commit wakes every idle worker, and only one of them
                 # should take the write lock for it.
                 if not await self._claim(free):
-                    await self._try_again()
+                    await asyncio.sleep(_LOST_RACE_S)  # somebody else was faster
                 return
             if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
@@ -282,11 +282,6 @@ class Worker:
             self._executions.begin(row, self._engine.registry.actions[row["action"]], claimed_at_us)
         except Exception:  # noqa: BLE001 - our own bug, or a damaged row: its neighbours begin all the same
             logger.exception("run %s could not be begun; it is given back", row["id"])
-
-    async def _try_again(self) -> None:
-        """Something is due and could not be claimed: its deadline has passed, or somebody else was faster."""
-        if not await self._maintenance.expire():
-            await asyncio.sleep(_LOST_RACE_S)
 
     async def _tell_of_idleness(self, waiters: list[asyncio.Future[None]]) -> None:
         await self._maintenance.prune_if_due()

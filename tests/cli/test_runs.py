@@ -72,6 +72,35 @@ def test_an_empty_list_says_so_beside_its_output(run, shop):
     assert (said.code, said.out, said.err) == (0, "", "No runs.\n")
 
 
+@pytest.mark.parametrize("command", ["list", "cancel", "retry"])
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        ("double", "; did you mean job:double?"),
+        ("job:duoble", "; did you mean job:double?"),
+        ("jobs:until_stoped", "; did you mean job:until_stopped or job:until_released?"),
+        ("billing:refund", ""),
+    ],
+)
+def test_a_name_that_the_app_does_not_know_and_finds_nothing_is_hinted_at(run, shop, command, name, question):
+    """Only hinted at: the runs of other services are in the same database."""
+    for options in ([], ["--json"]):
+        said = run(command, "--app", "job:app", "--action", name, *options)
+        assert said.code == 0
+        assert said.err.splitlines()[-1] == f"Hint: no action {name!r} is registered with job:app{question}"
+
+
+def test_there_is_no_hint_where_the_name_is_right_or_nobody_can_know(run, shop, write):
+    shop.start("others:refund", {})
+    write("empty.py", "from action_retrier import App\napp = App('sqlite:///job.db')")
+
+    assert "Hint" not in run("list", "--app", "job:app", "--action", "job:double").err
+    assert "Hint" not in run("list", "--app", "job:app", "--action", "others:refund").err
+    assert "Hint" not in run("list", "--app", "empty:app", "--action", "double").err
+    assert "Hint" not in run("list", "--database", "sqlite:///job.db", "--action", "double").err
+    assert "Hint" not in run("cancel", "--app", "job:app", "--queue", "nowhere").err
+
+
 @pytest.mark.parametrize("columns", [40, 80, 100, 200, None])
 def test_ids_and_states_are_whole_at_any_width_and_lines_fit(run, shop, columns):
     name = "a.rather.long.module.name:and_an_action_with_a_long_name"
@@ -91,6 +120,53 @@ def test_ids_and_states_are_whole_at_any_width_and_lines_fit(run, shop, columns)
         assert name in said.out
 
 
+def test_at_80_columns_where_a_run_stands_has_a_line_of_its_own_and_names_are_whole(run, shop):
+    name = "shop.payments.reconciliation:charge_the_card"
+    short, long = shop.start("job:fail", {"message": "sql " * 30}, queue="mail"), shop.start(name, {})
+    longest = shop.start("module." * 15 + "x:f", {})
+    shop.work(passes_ms=1500)
+
+    lines = run("list", *APP, columns=80).out.splitlines()
+
+    whole = "module." * 15 + "x:f"
+    assert lines[1:4] == [f"{longest}  pending", f"  {whole[:78]}", f"  {whole[78:]}"]
+    assert lines[4].startswith("  no live worker knows module.")
+    assert lines[5:8] == [f"{long}  pending", f"  {name}", f"  no live worker knows {name}"]
+    assert lines[8] == f"{short}  failed     job:fail (mail)"
+    assert lines[9][:2] == "  "
+    assert " ago, 2 attempts: ConnectionError: sql sql " in lines[9]
+    assert (len(lines[9]), lines[9][-1]) == (80, "…")
+
+
+def test_what_is_piped_is_not_cut(run, shop):
+    message = "long " * 3000 + "end"
+    run_id = shop.start("job:fail", {"message": message}, max_failures=0)
+    shop.work()
+
+    assert run("list", *APP).out.splitlines()[1].endswith(message)
+    assert f'{{"message":"{message}"}}' in run("show", *APP, run_id).out
+    assert f"failed: ConnectionError: {message}\n" in run("show", *APP, run_id).out
+
+
+def test_what_does_not_fit_beside_its_name_in_show_goes_on_below_itself(run, shop):
+    words, blob = "some words " * 20, "x" * 200
+    run_id = shop.start("job:fail", {"message": words + blob}, max_failures=0)
+    shop.work()
+
+    lines = run("show", *APP, run_id, columns=80).out.splitlines()
+
+    def below(beginning):
+        first = next(number for number, line in enumerate(lines) if line.startswith(beginning))
+        rest = lines[first + 1 : first + 5]
+        return [line[: len(beginning)] for line in rest], [line[len(beginning)] for line in rest]
+
+    for beginning in ("args     ", "attempt 1  ", "2026-01-01 00:00:00.000 UTC  "):
+        indents, firsts = below(beginning)
+        assert indents == [" " * len(beginning)] * 4
+        assert " " not in firsts
+    assert max(map(len, lines)) <= 80
+
+
 def test_show_tells_the_story_attempt_by_attempt(run, shop):
     run_id = shop.start("job:fail", {"message": "refused"}, on_complete="job:note", context="")
     shop.work(passes_ms=1500)
@@ -105,10 +181,39 @@ def test_show_tells_the_story_attempt_by_attempt(run, shop):
     first = text.index("attempt 1  2026-01-01 00:00:00.000 UTC, took 0 ms  ConnectionError: refused")
     delay = text.index("then 1.5 s until the next was due")
     second = text.index("attempt 2  2026-01-01 00:00:01.500 UTC, took 0 ms  ConnectionError: refused")
-    trace = text.index("traceback of attempt 2\nTraceback (most recent call last):\n")
+    trace = text.index("traceback of attempt 2 (those of earlier ones are in --json)\nTraceback (most recent call")
     end = text.index("2026-01-01 00:00:01.500 UTC  failed: ConnectionError: refused")
-    callback = text.index("callback job:note has committed")
+    callback = text.index("callback job:note committed at the first try\n")
     assert first < delay < second < trace < end < callback
+
+
+def test_show_counts_the_tries_of_a_callback(run, shop):
+    failing = []
+
+    @shop.app.mutation(name="job:twice")
+    def twice() -> None:
+        failing.append(1)
+        if len(failing) < 3:
+            raise ValueError("locked")
+
+    run_id = shop.start("job:double", {"x": 4}, on_complete="job:twice")
+    told = []
+    with shop.app.worker() as worker:
+        for _ in range(3):
+            worker.until_idle()
+            told.append(run("show", *APP, run_id).out)
+            shop.clock.advance(60_000)
+
+    assert "callback job:twice has not committed at the first try, and is tried until it has\n" in told[0]
+    assert "callback job:twice has not committed in 2 tries, and is tried until it has\n" in told[1]
+    assert "callback job:twice committed at try 3\n" in told[2]
+
+
+def test_show_names_earlier_tracebacks_only_where_there_are_any(run, shop):
+    run_id = shop.start("job:fail", max_failures=0)
+    shop.work()
+
+    assert "traceback of attempt 1\nTraceback" in run("show", *APP, run_id).out
 
 
 def test_show_tells_what_a_run_waits_for(run, shop):
@@ -122,7 +227,7 @@ def test_show_tells_what_a_run_waits_for(run, shop):
     assert "blocked by  job:unknown: no live worker knows it; start one that does" in waits
     assert "no attempt yet" in waits
     assert "succeeded: 8" in said
-    assert "callback job:note has not committed yet, and is tried until it has" in said
+    assert "callback job:note has not committed at the first try, and is tried until it has" in said
     assert "its last error: ValueError: the ledger is closed" in said
 
 
@@ -213,7 +318,15 @@ def test_cleanup_gives_up_a_callback_only_if_told(run, shop):
     owes = shop.start("job:double", {"x": 4}, on_complete="job:note", context="no")
     shop.work()
 
-    assert run("cleanup", *APP, owes).code == 1
+    refused = [run(command, *APP, owes) for command in ("cleanup", "retry")]
+    assert [(said.code, said.out, said.err) for said in refused] == 2 * [
+        (
+            1,
+            "",
+            f"Error: run {owes} has completed, but its callback 'job:note' is still pending: wait until it has "
+            f"committed, or give it up with `action-retrier cleanup {owes} --discard-callback`\n",
+        )
+    ]
     assert run("cleanup", *APP, owes, "--discard-callback", "--json").json == {"removed": owes}
     assert run("show", *APP, owes).code == 1
 

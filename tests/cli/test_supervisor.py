@@ -23,10 +23,11 @@ def supervise(start):
     return call
 
 
-def test_it_keeps_so_many_processes_and_they_work(supervise, retrier):
+def test_it_keeps_so_many_processes_and_they_work(supervise, retrier, folder):
     supervisor, pids = supervise(processes=3)
 
     assert supervisor.out[0] == f"supervisor {supervisor.pid} keeps 3 worker processes running"
+    assert [line for line in supervisor.out if "database" in line] == [f"database: {folder}/job.db (namespace default)"]
     assert len({supervisor.pid, *pids}) == 4
     assert retrier.wait(retrier.start("job:print_pid")).return_value in pids
     supervisor.signal(signal.SIGTERM)
@@ -68,6 +69,7 @@ def test_a_process_that_ends_is_replaced(supervise, is_alive, number):
     assert supervisor.hear(rf"worker process {pids[0]} has ended")
     supervisor.signal(signal.SIGTERM)
     assert supervisor.wait() == 0
+    assert len([line for line in supervisor.out if line.startswith("database: ")]) == 1
 
 
 def test_a_process_that_was_ready_is_replaced_however_often_it_dies(supervise):

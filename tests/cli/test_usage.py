@@ -132,6 +132,37 @@ def test_wrong_usage_has_exit_code_2_and_no_traceback(run, arguments):
     assert "secret" not in said.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("list", "--limit", "0"), "--limit must be at least 1, not 0"),
+        (("list", "--limit", "1001"), "--limit must be at most 1000, not 1001"),
+        (("list", "--limit", "many"), "--limit must be a whole number, not 'many'"),
+        (("list", "--limit", "٣"), "--limit must be a whole number, not '٣'"),
+        (("list", "--limit", "9" * 5000), f"--limit must be a whole number, not '{'9' * 5000}'"),
+        (("list", "--state", "bad"), "--state must be one of pending, running, succeeded, failed, canceled, not 'bad'"),
+        (("list", "--callback", "bad"), "--callback must be one of none, pending, done, not 'bad'"),
+        (("worker", "job:app", "--concurrency", "0"), "--concurrency must be at least 1, not 0"),
+        (("worker", "job:app", "--processes", "-1"), "--processes must be at least 1, not -1"),
+        (("worker", "job:app", "--grace-ms", "long"), "--grace-ms must be a number of milliseconds, not 'long'"),
+        (("demo", "--seed", "x"), "--seed must be a whole number, not 'x'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else None,
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_option(run, arguments, problem):
+    said = run(*arguments)
+
+    assert (said.code, said.out, said.err) == (2, "", f"Error: {problem}\n")
+
+
+def test_help_tells_what_can_be_chosen_and_what_is_taken_without(run):
+    said = run("list", "--help", columns=120)
+
+    assert "--state [pending|running|succeeded|failed|canceled]" in said.out
+    assert "1 to 1000." in said.out
+    assert "[default: 100]" in said.out
+
+
 def test_a_database_that_is_none_is_a_no(run, folder):
     (folder / "job.db").write_text("not a database " * 500)
 

@@ -1,12 +1,14 @@
 """The demo as a whole: real processes, one of them killed, and a verdict that can say no."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -40,6 +42,38 @@ def test_the_demo_holds_and_keeps_what_it_is_asked_to(tmp_path, monkeypatch):
     (folder,) = tmp_path.iterdir()
     assert verdict["database"] == f"sqlite:///{folder / 'demo.db'}"
     assert (folder / "demo.db").exists()
+
+
+def test_what_it_prints_can_be_followed(tmp_path, monkeypatch):
+    """No log lines, no long silence, nothing told again and again, and the kill where one sees it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("ACTION_RETRIER_LOG_LEVEL", raising=False)
+
+    done = subprocess.run([*DEMO, "--keep"], capture_output=True, text=True, timeout=60, check=False)
+
+    lines = done.stdout.splitlines()
+    happenings = [line for line in lines if re.match(r" *[\d.]+ s  ", line)]
+    told = [line.split(" s  ", 1)[1] for line in happenings]
+    times = [float(line.split()[0]) for line in happenings]
+    (folder,) = tmp_path.iterdir()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines[0].startswith("427 webhooks go to a receiver")
+    assert max(map(len, lines[:2])) < 80
+    assert lines[2] == ""
+    assert [line for line in told if "SIGKILL" in line] == [
+        line for line in told if line.startswith("SIGKILL: worker ")
+    ]
+    assert sum("SIGKILL" in line for line in told) == 1
+    assert told.count("an order rolled back, and its webhook with it") == 1
+    assert any(
+        "in all: " in line and "an order rolled back, and its webhook with it (12 times)" in line for line in told
+    )
+    assert max(later - earlier for earlier, later in pairwise(times)) < 3
+    assert f"  action-retrier list --database sqlite:///{folder}/demo.db" in lines
+    assert f"  ls {folder}" in lines
+    assert (folder / "demo.db").stat().st_mode & 0o777 == 0o600
+    for name in ("ledger.jsonl", "callback-tries", "shop.log", "receiver.log", "worker-1.log", "worker-3.log"):
+        assert (folder / name).exists()
 
 
 def test_a_line_torn_from_the_ledger_makes_it_say_no(tmp_path, monkeypatch, capsys):

@@ -52,14 +52,15 @@ def test_what_a_forked_child_starts_survives_its_parent(run):
     """I1: SQLite remembers for the process which locks it holds; the child has that memory, and not the locks."""
     ended = run("""
         retrier.status(app, retrier.run(app, "a"))  # the parent has everything open
-        closed = os.pipe()
+        begun, closed = os.pipe(), os.pipe()
         child = os.fork()
         if child == 0:
             before = retrier.run(app, "a")
+            os.write(begun[1], b".")
             os.read(closed[0], 1)
             print(*[before, *(retrier.run(app, "a") for _ in range(5))], flush=True)
             os._exit(0)
-        time.sleep(0.5)
+        os.read(begun[0], 1)
         app.__exit__(None, None, None)
         os.write(closed[1], b".")
         os.waitpid(child, 0)

@@ -1,7 +1,6 @@
 """Two who want the same thing at once, held in order; nobody sleeps."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -9,19 +8,7 @@ from action_retrier.drivers import Database
 from action_retrier.testing import ManualClock
 
 from .. import invariants
-from ..stores import SYSTEMS, Store, System, open_system
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture(params=SYSTEMS)
-def system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[System]:
-    system = open_system(request.param, tmp_path)
-    yield system
-    system.close()
+from ..stores import Store, System
 
 
 @pytest.fixture

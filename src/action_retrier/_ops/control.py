@@ -139,6 +139,5 @@ def _refuse_pending_callback(run_id: str, row: Row) -> None:
         raise RunInProgress(
             run_id=run_id,
             reason=f"has completed, but its callback {row['on_complete']!r} is still pending",
-            remedy="wait until the callback has committed, or give it up with "
-            "cleanup(discard_callback=True), on the command line `cleanup ID --discard-callback`",
+            remedy="wait until the callback has committed, or give it up with cleanup(discard_callback=True)",
         )

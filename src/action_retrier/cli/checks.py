@@ -1,5 +1,6 @@
 """What the doctor makes of the workers and of what waits for them. It asks nobody."""
 
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -136,7 +137,7 @@ def _check_blocked(health: Health, live: list[LiveWorker]) -> Iterator[Check]:
         if live and (row["queue"], row["action"], row["on_complete"]) not in known:
             problem = _problem(row, live)
             if problem is not None:
-                yield "blocked runs", "warning", f"{_kind(row)}: {problem}"
+                yield "blocked runs", "warning", f"runs of {_kind(row)} wait: {problem}"
 
 
 def _check_overdue(health: Health, live: list[LiveWorker]) -> Iterator[Check]:
@@ -157,16 +158,17 @@ def _problem(row: Row, live: list[LiveWorker]) -> str | None:
     name = clean(row["action"])
     able = [worker for worker in live if row["action"] in worker.actions]
     if not able:
-        return f"blocked by {name}, an action that no live worker knows; start one whose App has it"
+        remedy = f"or give them up with `action-retrier cancel --action {shlex.quote(name)}`"
+        return f"no live worker knows the action {name}: start one whose App has it (--import), {remedy}"
     if row["on_complete"]:
         able = [worker for worker in able if row["on_complete"] in worker.mutations]
         if not able:
             return (
-                f"blocked by {clean(row['on_complete'])}, a callback that no live worker which knows the action "
-                "knows; start one whose App has both"
+                f"no live worker that knows the action knows their callback {clean(row['on_complete'])}: "
+                "start one whose App has both (--import)"
             )
     if not any(worker.serves(row["queue"]) for worker in able):
-        return f"no live worker that could run them takes queue {clean(row['queue'])!r}; start one that does"
+        return f"no live worker that could run them takes queue {clean(row['queue'])!r}: start one that does"
     return None
 
 
@@ -178,7 +180,7 @@ def _check_callbacks(health: Health, live: list[LiveWorker]) -> Iterator[Check]:
         name = clean(row["on_complete"])
         told = f"{row['count']} of {name}"
         if not any(row["on_complete"] in worker.mutations for worker in live):
-            yield what, "error", f"{told}: blocked by {name}, which no live worker knows; start one whose App has it"
+            yield what, "error", f"{told}: no live worker knows it: start one whose App has it (--import)"
         elif row["failing"]:
             seen = f"{row['failing']} failing, run {row['id']} after {row['tries']} tries: {clean(row['error'] or '')}"
             remedy = "it is tried until it commits: mend it, or give it up with `cleanup ID --discard-callback`"

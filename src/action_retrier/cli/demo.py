@@ -5,13 +5,16 @@ from typing import Annotated
 import typer
 
 from .loading import WrongUsage
-from .options import JsonOption
+from .options import JsonOption, whole
 
 
 def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the database and the logs, to be looked at.")] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides which deliveries fail, and how.")] = 1,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", metavar="N", parser=whole("--seed"), help="Decides which deliveries fail, and how."),
+    ] = 1,
     database: Annotated[
         str | None,
         typer.Option(

@@ -1,43 +1,64 @@
-"""The table that ``list`` prints."""
+"""What ``list`` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
 from ..results import Failed, Run
-from .terminal import clean, complain, counted, put, span, width
+from .terminal import clean, complain, counted, hang, is_wrapped, put, span, width
 
 STYLES = {"pending": "", "running": "cyan", "succeeded": "green", "failed": "red", "canceled": "yellow"}
-_NARROW = 110  # below, what a run is about shares a column with where it stands
+_ID, _STATE = 38, 11  # columns, with the space after each
+_LEAST_NOTE = 30  # with less room than that beside the names, where a run stands has a line of its own
 
 
 def print_runs(runs: Sequence[Run], now_us: int) -> None:
-    """Print a row a run. Its id is never cut, only the story of where it stands is."""
+    """Print where each run stands. Ids and names are never cut; nothing is where lines are not wrapped."""
     if not runs:
         complain("No runs.")
         return
     now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=now_us)
-    is_narrow = width() < _NARROW
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    made.add_column("ID", no_wrap=True)
-    made.add_column("STATE", no_wrap=True)
-    made.add_column("ACTION", overflow="fold")
-    if not is_narrow:
-        made.add_column("QUEUE", overflow="fold")
-        made.add_column("NOTE")
+    action = max(6, *(cell_len(clean(run.action)) for run in runs)) + 2
+    queue = max(5, *(cell_len(clean(run.queue)) for run in runs)) + 2
+    if not is_wrapped() or width() >= _ID + _STATE + action + queue + _LEAST_NOTE:
+        put(*_rows(runs, now, action, queue))
+    else:
+        put(*_blocks(runs, now))
+
+
+def _rows(runs: Sequence[Run], now: datetime, action: int, queue: int) -> Iterator[Text]:
+    """A line a run, in columns of these widths."""
+    yield Text(f"{'ID':{_ID}}{'STATE':{_STATE}}{'ACTION':{action}}{'QUEUE':{queue}}NOTE", style="bold")
     for run in runs:
-        cells = [Text(clean(run.action))]
-        story = Text(describe(run, now), no_wrap=True, overflow="ellipsis", style="dim")
-        if is_narrow:
-            cells = [cells[0].append("" if run.queue == "default" else f" ({clean(run.queue)})")]
+        line = _beginning(run)
+        for text, room in ((clean(run.action), action), (clean(run.queue), queue)):
+            line.append(text + " " * (room - cell_len(text)))
+        yield _fitting(line.append(describe(run, now), style="dim"))
+
+
+def _blocks(runs: Sequence[Run], now: datetime) -> Iterator[Text]:
+    """Two lines a run, or more if its name is long."""
+    yield Text(f"{'ID':{_ID}}{'STATE':{_STATE}}ACTION", style="bold")
+    for run in runs:
+        name = Text(clean(run.action) + ("" if run.queue == "default" else f" ({clean(run.queue)})"))
+        if _ID + _STATE + name.cell_len <= width():
+            yield _beginning(run) + name
         else:
-            cells += [Text(clean(run.queue)), story]
-        made.add_row(run.id, Text(run.state, style=STYLES[run.state]), *cells)
-        if is_narrow:
-            made.add_row("", "", story)
-    put(made)
+            yield Text.assemble(f"{run.id:{_ID}}", (run.state, STYLES[run.state]))
+            yield hang(Text("  "), name)
+        yield _fitting(Text.assemble("  ", (describe(run, now), "dim")))
+
+
+def _beginning(run: Run) -> Text:
+    return Text.assemble(f"{run.id:{_ID}}", (run.state, STYLES[run.state]), " " * (_STATE - len(run.state)))
+
+
+def _fitting(line: Text) -> Text:
+    if is_wrapped():
+        line.truncate(width(), overflow="ellipsis")
+    return line
 
 
 def describe(run: Run, now: datetime) -> str:

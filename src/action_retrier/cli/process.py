@@ -20,7 +20,15 @@ class WorkerProcess:
     """The life of one worker process."""
 
     def __init__(
-        self, app: App, *, concurrency: int, queues: list[str] | None, grace_ms: float, json: bool, supervised: bool
+        self,
+        app: App,
+        *,
+        concurrency: int,
+        queues: list[str] | None,
+        grace_ms: float,
+        json: bool,
+        supervised: bool,
+        told: bool,
     ) -> None:
         self._app = app
         self._session = app.worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms)
@@ -28,6 +36,7 @@ class WorkerProcess:
         self._concurrency = concurrency
         self._queues = queues
         self._json = json
+        self._told = told
         self._line = take_line() if supervised else None
         self._abandoned = 0
 
@@ -70,6 +79,8 @@ class WorkerProcess:
         self._abandoned = worker.abandoned
 
     def _tell_of_database(self) -> None:
+        if self._told and not self._json:  # as JSON, every process is told of by itself
+            return
         where = f"database: {self._app.location} (namespace {self._app.namespace})"
         self._tell("starting", where, database=self._app.location, namespace=self._app.namespace)
 

@@ -1,5 +1,7 @@
 """What operators ask about runs, and do to them: ``list``, ``show``, ``status``, ``cancel``, ``retry``, ``cleanup``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +10,9 @@ import typer
 from .._lifecycle import State
 from .._sync_retrier import SyncActionRetrier
 from ..app import App
+from ..errors import RunInProgress
 from ..results import Completed, Failed, RunStatus, Success, to_json
+from .hints import hint_at_names
 from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
 from .options import (
@@ -21,6 +25,9 @@ from .options import (
     OptionalRunIdArgument,
     QueueOption,
     RunIdArgument,
+    choices,
+    one_of,
+    whole,
 )
 from .story import print_story
 from .terminal import clean, complain, counted, print_json, say
@@ -36,13 +43,29 @@ class CallbackChoice(StrEnum):
 
 def list_(
     *,
-    state: Annotated[State | None, typer.Option(help="Only runs in this state.", show_default=False)] = None,
+    state: Annotated[
+        State | None,
+        typer.Option(
+            metavar=choices(State), parser=one_of("--state", State), help="Only runs in this state.", show_default=False
+        ),
+    ] = None,
     action: ActionOption = None,
     queue: QueueOption = None,
     callback: Annotated[
-        CallbackChoice | None, typer.Option(help="Only runs whose callback is in this state.", show_default=False)
+        CallbackChoice | None,
+        typer.Option(
+            metavar=choices(CallbackChoice),
+            parser=one_of("--callback", CallbackChoice),
+            help="Only runs whose callback is in this state.",
+            show_default=False,
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[
+        int,
+        typer.Option(
+            metavar="N", parser=whole("--limit", at_least=1, at_most=1000), help="At most so many: 1 to 1000."
+        ),
+    ] = 100,
     cursor: Annotated[
         str | None, typer.Option(metavar="CURSOR", help="Go on where the page before ended.", show_default=False)
     ] = None,
@@ -66,9 +89,11 @@ def list_(
         )
     if json:
         say(to_json(page))
-        return
-    print_runs(page.runs, _now_us(found))
-    if page.cursor is not None:
+    else:
+        print_runs(page.runs, _now_us(found))
+    if not page.runs:
+        hint_at_names(action, found, app)
+    if page.cursor is not None and not json:
         complain(f"There are more: the same command with --cursor {page.cursor}")
 
 
@@ -131,6 +156,8 @@ def cancel(
         with as_usage():
             count = retrier.cancel_all(found, action=action, queue=queue, everything=everything)
         print_json({"canceled": count}) if json else say(f"canceled {counted(count, 'run')}")
+        if not count:
+            hint_at_names(action, found, app)
         return
     canceled = retrier.cancel(found, run_id)
     if json:
@@ -167,8 +194,11 @@ def retry(
         with as_usage():
             count = retrier.retry_all(found, action=action, queue=queue, everything=everything)
         print_json({"retried": count}) if json else say(f"started {counted(count, 'run')} afresh")
+        if not count:
+            hint_at_names(action, found, app)
         return
-    retrier.retry(found, run_id)
+    with _remedies_of_the_command_line(retrier, found, run_id):
+        retrier.retry(found, run_id)
     print_json({"runId": run_id}) if json else say(f"run {run_id} is on its way again")
 
 
@@ -185,8 +215,22 @@ def cleanup(
 ) -> None:
     """Remove a completed run and its history now."""
     found = find_app(app, database, namespace)
-    SyncActionRetrier(found).cleanup(found, run_id, discard_callback=discard_callback)
+    retrier = SyncActionRetrier(found)
+    with _remedies_of_the_command_line(retrier, found, run_id):
+        retrier.cleanup(found, run_id, discard_callback=discard_callback)
     print_json({"removed": run_id}) if json else say(f"run {run_id} is removed")
+
+
+@contextmanager
+def _remedies_of_the_command_line(retrier: SyncActionRetrier, app: App, run_id: str) -> Iterator[None]:
+    """Where a pending callback is in the way, name the command that gives it up and not the method."""
+    try:
+        yield
+    except RunInProgress as error:
+        if not isinstance(retrier.status(app, run_id), Completed):
+            raise
+        remedy = f"wait until it has committed, or give it up with `action-retrier cleanup {run_id} --discard-callback`"
+        raise RunInProgress(run_id=run_id, reason=error.reason, remedy=remedy) from error
 
 
 def _check_choice(run_id: str | None, *, action: str | None, queue: str | None, everything: bool) -> None:

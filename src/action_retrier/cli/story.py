@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from .._policy import RetryPolicy
 from ..results import Attempt, Failed, Run, Success, to_json
 from .listing import STYLES, describe
-from .terminal import clean, clean_lines, counted, instant, put, span
+from .terminal import clean, clean_lines, hang, instant, put, span
 
 _TOLD_APART = frozenset({"queue", "priority"})
 
@@ -23,22 +21,26 @@ def print_story(run: Run, now_us: int) -> None:
     put(Text.assemble("run ", (run.id, "bold"), "  ", (run.state, STYLES[run.state])), *_story(run, now))
 
 
-def _story(run: Run, now: datetime) -> Iterator[RenderableType]:
-    facts = _grid()
-    for name, value in _facts(run, now):
-        facts.add_row(Text(name, style="dim"), Text(value))
-    yield facts
-    yield ""
-    yield _attempts(run, now) if run.attempts else "no attempt yet"
+def _story(run: Run, now: datetime) -> Iterator[Text]:
+    facts = [*_facts(run, now)]
+    widest = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        yield hang(Text(f"{name:{widest}}  ", style="dim"), Text(value))
+    yield Text()
+    if run.attempts:
+        yield from _attempts(run, now)
+    else:
+        yield Text("no attempt yet")
     failed = [one for one in run.attempts if one.traceback]
     if failed:
-        yield Text(f"\ntraceback of attempt {failed[-1].number}", style="dim")
+        earlier = " (those of earlier ones are in --json)" if len(failed) > 1 else ""
+        yield Text(f"\ntraceback of attempt {failed[-1].number}{earlier}", style="dim")
         yield Text(clean_lines(failed[-1].traceback or ""))
     if run.completed_at is not None:
-        yield ""
-        yield Text.assemble(f"{instant(run.completed_at)}  ", (_result(run), STYLES[run.state]))
+        yield Text()
+        yield hang(Text(f"{instant(run.completed_at)}  "), Text(_result(run), style=STYLES[run.state]))
     if run.callback is not None:
-        yield ""
+        yield Text()
         yield from _callback(run)
 
 
@@ -68,19 +70,20 @@ def _facts(run: Run, now: datetime) -> Iterator[tuple[str, str]]:
         yield "now", describe(run, now)
 
 
-def _attempts(run: Run, now: datetime) -> Table:
-    made = _grid()
+def _attempts(run: Run, now: datetime) -> Iterator[Text]:
+    widest = len(f"attempt {run.attempts[-1].number}")
+    indent = Text(" " * (widest + 2))
     for one, following in zip(run.attempts, [*run.attempts[1:], None], strict=True):
         took = f"took {span(one.ended_at - one.started_at)}" if one.ended_at else f"for {span(now - one.started_at)}"
-        made.add_row(f"attempt {one.number}", Text.assemble(f"{instant(one.started_at)}, {took}  ", _ending(one)))
+        head = Text(f"{f'attempt {one.number}':{widest}}  ")
+        yield hang(head, Text.assemble(f"{instant(one.started_at)}, {took}  ", _ending(one)))
         if one.worker is not None:
-            made.add_row("", Text(f"on worker {one.worker}", style="dim"))
+            yield hang(indent, Text(f"on worker {one.worker}", style="dim"))
         if one.delay_ms is not None:
-            made.add_row("", Text(f"then {span(one.delay_ms / 1000)} until the next was due", style="dim"))
+            yield hang(indent, Text(f"then {span(one.delay_ms / 1000)} until the next was due", style="dim"))
         elif following is not None:
             gap = following.started_at - (one.ended_at or one.started_at)
-            made.add_row("", Text(f"then nothing, until it was started afresh after {span(gap)}", style="dim"))
-    return made
+            yield hang(indent, Text(f"then nothing, until it was started afresh after {span(gap)}", style="dim"))
 
 
 def _ending(attempt: Attempt) -> tuple[str, str]:
@@ -101,15 +104,17 @@ def _result(run: Run) -> str:
 
 def _callback(run: Run) -> Iterator[Text]:
     assert run.callback is not None
+    tries = run.callback.tries
     told = {
         "none": "is called when the run completes",
-        "pending": "has not committed yet, and is tried until it has",
-        "done": "has committed",
+        "pending": f"has not committed in {tries} tries, and is tried until it has"
+        if tries > 1
+        else f"has not committed{' at the first try' if tries else ' yet'}, and is tried until it has",
+        "done": f"committed at try {tries}" if tries > 1 else "committed at the first try",
     }[run.callback.state]
-    tries = f" ({counted(run.callback.tries, 'try', 'tries')} of its own)" if run.callback.tries else ""
-    yield Text(f"callback {clean(run.callback.name)} {told}{tries}")
+    yield hang(Text("callback "), Text(f"{clean(run.callback.name)} {told}"))
     if run.callback.last_error:
-        yield Text(f"its last error: {clean(run.callback.last_error)}", style=STYLES["failed"])
+        yield hang(Text("its last error: "), Text(clean(run.callback.last_error), style=STYLES["failed"]))
 
 
 def _error(error_type: str, error: str | None) -> str:
@@ -118,10 +123,3 @@ def _error(error_type: str, error: str | None) -> str:
 
 def _json(value: Any) -> str:
     return clean(to_json(value))
-
-
-def _grid() -> Table:
-    made = Table.grid(padding=(0, 2, 0, 0))
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
-    return made

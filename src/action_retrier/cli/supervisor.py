@@ -48,10 +48,17 @@ class Supervisor:
     Each process has a line to the supervisor as its standard input, on which it says once that
     it is ready and hears when to stop. The line also ends with the supervisor, however that
     ends, and the process stops then.
+
+    Args:
+        command: What is run.
+        later: Further arguments of those processes that start when another one has been ready.
     """
 
-    def __init__(self, command: Sequence[str], processes: int, *, grace_ms: float, json: bool) -> None:
+    def __init__(
+        self, command: Sequence[str], processes: int, *, later: Sequence[str], grace_ms: float, json: bool
+    ) -> None:
         self._command = command
+        self._later = later
         self._places = [_Place() for _ in range(processes)]
         self._grace_s = to_us(grace_ms) / 1e6
         self._json = json
@@ -118,9 +125,10 @@ class Supervisor:
         place.start_at_s, place.is_ready, place.began_s = None, False, self._now_s()
         line, theirs = socket.socketpair()
         line.settimeout(0)
+        command = [*self._command, *(self._later if self._has_worked else ())]
         with theirs:
             try:
-                place.process = subprocess.Popen(self._command, stdin=theirs.fileno())  # noqa: S603 - this very program
+                place.process = subprocess.Popen(command, stdin=theirs.fileno())  # noqa: S603 - this very program
             except OSError as error:
                 line.close()
                 logger.error("a worker process cannot be started: %s", error)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 _LEAST = 60
 _WIDE = 10_000  # what is piped is not wrapped: a line a row, whatever its length
@@ -18,16 +19,38 @@ def width() -> int:
     return max(shutil.get_terminal_size((_WIDE, 24)).columns, _LEAST)
 
 
+def is_wrapped() -> bool:
+    """Tell whether lines have to end somewhere: on a terminal, or where $COLUMNS says so."""
+    return width() < _WIDE
+
+
 def put(*parts: RenderableType) -> None:
     """Print tables and texts, as wide as the terminal; what is piped is not wrapped and has no colours."""
-    console = Console(width=width(), highlight=False, markup=False, emoji=False)
+    console = _console()
     if console.is_terminal:
         console.print(*parts, sep="\n")
         return
     with console.capture() as captured:
-        console.print(*parts, sep="\n")
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str | Text) and not is_wrapped())
     for line in captured.get().splitlines():
         print(line.rstrip())  # noqa: T201 - this is what prints
+
+
+def hang(head: Text, body: Text) -> Text:
+    """Return *body* beside *head*, wrapped where it has to be, and its further lines indented as its first."""
+    if not is_wrapped():
+        return head + body
+    room = max(width() - head.cell_len, _LEAST // 2)
+    lines = body.wrap(_console(), room, overflow="fold") or [Text()]
+    for line in lines:
+        line.rstrip()
+    indent = Text("\n" + " " * head.cell_len)
+    return head + indent.join(lines)
+
+
+def _console() -> Console:
+    return Console(width=width(), highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:

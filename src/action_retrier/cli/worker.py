@@ -8,7 +8,7 @@ import typer
 from .._policy import check_name, check_number
 from ..app import DEFAULT_CONCURRENCY, DEFAULT_GRACE_MS
 from .loading import WrongUsage, as_usage, load_module, make_app
-from .options import DatabaseOption, JsonOption, NamespaceOption
+from .options import DatabaseOption, JsonOption, NamespaceOption, milliseconds, whole
 from .process import WorkerProcess
 from .supervisor import Supervisor
 
@@ -28,20 +28,36 @@ def worker(
     *,
     imports: Imports = None,
     concurrency: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many attempts a process executes at once.")
+        int,
+        typer.Option(
+            metavar="N", parser=whole("--concurrency", at_least=1), help="How many attempts a process executes at once."
+        ),
     ] = DEFAULT_CONCURRENCY,
     processes: Annotated[
-        int, typer.Option(metavar="P", min=1, help="How many processes; above 1 a supervisor keeps them running.")
+        int,
+        typer.Option(
+            metavar="P",
+            parser=whole("--processes", at_least=1),
+            help="How many processes; above 1 a supervisor keeps them running.",
+        ),
     ] = 1,
     queues: Queues = None,
     grace_ms: Annotated[
-        float, typer.Option(metavar="MS", help="On a stop, attempts that have begun may end for so long.")
+        float,
+        typer.Option(
+            metavar="MS",
+            parser=milliseconds("--grace-ms"),
+            help="On a stop, attempts that have begun may end for so long.",
+        ),
     ] = DEFAULT_GRACE_MS,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:APP", help="The same as the argument.")] = None,
     database: DatabaseOption = None,
     namespace: NamespaceOption = None,
     json: JsonOption = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    told: Annotated[
+        bool, typer.Option("--told", hidden=True, help="Another one has said which database it is.")
+    ] = False,
 ) -> None:
     """
     Execute runs, until SIGTERM or SIGINT.
@@ -63,13 +79,19 @@ def worker(
         arguments += [] if namespace is None else ["--namespace", namespace]
         arguments += ["--json"] if json else []
         command = [sys.executable, "-m", "action_retrier", "worker", name, "--processes", "1", *arguments]
-        code = Supervisor([*command, "--supervised"], processes, grace_ms=grace_ms, json=json).run()
-        raise typer.Exit(code)
+        command += ["--supervised"]
+        raise typer.Exit(Supervisor(command, processes, later=["--told"], grace_ms=grace_ms, json=json).run())
     found = make_app(name, database, namespace)
     for module in imports or []:
         load_module(module)
     process = WorkerProcess(
-        found, concurrency=concurrency, queues=queues or None, grace_ms=grace_ms, json=json, supervised=supervised
+        found,
+        concurrency=concurrency,
+        queues=queues or None,
+        grace_ms=grace_ms,
+        json=json,
+        supervised=supervised,
+        told=told,
     )
     process.run()
 

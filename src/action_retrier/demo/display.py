@@ -27,7 +27,7 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def happened(self, text: str) -> None:
+    def happened(self, text: str, style: str = "") -> None:
         """Tell one happening."""
 
     def count(self, states: Mapping[str, int], total: int) -> None:
@@ -43,7 +43,7 @@ class Silence:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def happened(self, text: str) -> None:
+    def happened(self, text: str, style: str = "") -> None:
         """Keep it to oneself."""
 
     def count(self, states: Mapping[str, int], total: int) -> None:
@@ -64,9 +64,9 @@ class PlainLines:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def happened(self, text: str) -> None:
+    def happened(self, text: str, style: str = "") -> None:
         """Print the happening with its time."""
-        self._console.print(_with_time(self._started_at, text), soft_wrap=True)
+        self._console.print(Text.assemble(_time_since(self._started_at), (text, style)), soft_wrap=True)
 
     def count(self, states: Mapping[str, int], total: int) -> None:
         """Print the counts, at most once a second."""
@@ -93,9 +93,13 @@ class LiveTable:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def happened(self, text: str) -> None:
-        """Print the happening with its time, above the counts."""
-        self._live.console.print(_with_time(self._started_at, text))
+    def happened(self, text: str, style: str = "") -> None:
+        """Print the happening beside its time, above the counts."""
+        line = Table.grid()
+        line.add_column(no_wrap=True)
+        line.add_column(overflow="fold")
+        line.add_row(_time_since(self._started_at), Text(text, style=style))
+        self._live.console.print(line)
 
     def count(self, states: Mapping[str, int], total: int) -> None:
         """Take the new counts."""
@@ -113,8 +117,8 @@ class LiveTable:
         return Group("", bar, counts)
 
 
-def _with_time(started_at: float, text: str) -> Text:
-    return Text.assemble((f"{time.monotonic() - started_at:5.1f} s  ", "dim"), text)
+def _time_since(started_at: float) -> Text:
+    return Text(f"{time.monotonic() - started_at:5.1f} s  ", style="dim")
 
 
 def make_display(console: Console, *, silent: bool) -> Display:
@@ -127,8 +131,7 @@ def make_display(console: Console, *, silent: bool) -> Display:
 def print_verdict(console: Console, verdict: Verdict, *, seconds: float) -> None:
     """Print the figures, every check, and what contradicts it."""
     figures = verdict.figures
-    numbers = Table.grid(padding=(0, 2))
-    numbers.add_column(justify="right")
+    console.print()
     for value, meaning in (
         (figures.events, f"events, {figures.rolled_back} of them rolled back with their orders"),
         (figures.delivered, "delivered"),
@@ -138,13 +141,11 @@ def print_verdict(console: Console, verdict: Verdict, *, seconds: float) -> None
         (figures.in_progress, "still in progress"),
         (
             figures.requests,
-            f"requests; {figures.extra_deliveries} came again, recognised by run_id",
+            f"requests; {figures.extra_deliveries} came again, and the receiver recognised them by run_id",
         ),
         (figures.callbacks, f"callbacks, {figures.failed_callback_tries} failed tries before them"),
     ):
-        numbers.add_row(f"[bold]{value}[/]", meaning)
-    console.print()
-    console.print(numbers)
+        console.print(Text.assemble((f"{value:3}", "bold"), f"  {meaning}"))
     console.print()
     for check in verdict.checks:
         console.print(Text.assemble(("holds  ", "green") if check.holds else ("BROKEN ", "bold red"), check.name))

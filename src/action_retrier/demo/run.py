@@ -1,6 +1,8 @@
 """The whole demo: start the parts, kill a worker, watch until all is done, give the verdict."""
 
 import json as jsonlib
+import logging
+import os
 import shlex
 import shutil
 import signal
@@ -66,7 +68,7 @@ class Demo:
         database = self._database or f"sqlite:///{folder / 'demo.db'}"
         try:
             create_tables(database)
-            with terminable():
+            with terminable(), quiet():
                 verdict = self._perform(folder, database)
             self._report(verdict, folder, database, time.monotonic() - started_at)
         finally:
@@ -89,7 +91,7 @@ class Demo:
             app = stack.enter_context(App(database))
             children = stack.enter_context(Children(folder, {"ACTION_RETRIER_DATABASE_URL": database}))
             if not self._json:
-                self._console.print(OPENING, highlight=False)
+                self._console.print(OPENING, highlight=False, soft_wrap=True)
             display = stack.enter_context(make_display(self._console, silent=self._json))
             receiver = self._open_receiver(children, folder)
             port = int(jsonlib.loads(receiver.first_line())["port"])
@@ -129,15 +131,23 @@ class Demo:
         url = shlex.quote(database)
         lines = [f"action-retrier {command} --database {url}" for command in ("list", "list --state failed", "show ID")]
         if self._keep:
-            lines.insert(0, f"ls {shlex.quote(str(folder))}    # the receiver's ledger, the logs of all processes")
+            lines += [f"ls {shlex.quote(str(folder))}", *CONTENTS]
+        # A command that were wrapped could not be copied.
         self._console.print(
             "\nKept, to be looked at:", *lines, sep="\n  ", markup=False, highlight=False, soft_wrap=True
         )
 
 
-OPENING = """A shop starts webhooks in the transactions of its orders; a receiver misbehaves as the world does;
-one of two worker processes is killed. In the end the receiver's own ledger is held against the database.
+OPENING = f"""\
+{len(load_events())} webhooks go to a receiver that fails, stalls and hangs up. Meanwhile, a
+worker is killed. Then the receiver's ledger is held against the database.
 """
+CONTENTS = (
+    "  ledger.jsonl                          all that reached the receiver",
+    "  worker-*.log, shop.log, receiver.log  what each process wrote on stderr",
+    f"  {CALLBACK_TRIES:36}  a byte a try of one that fails",
+)
+"""What is in the folder besides the database."""
 
 
 def start_worker(children: Children, number: int) -> Child:
@@ -155,6 +165,7 @@ def dismiss(shop: Child, receiver: Child, workers: list[Child], display: Display
     if shop.exit_code is None:
         yield "the shop had not closed yet"
     living = [worker for worker in workers if worker.exit_code is None]
+    display.happened("the workers are asked to leave (SIGTERM)")
     for worker in living:
         worker.terminate()
     for worker in living:
@@ -162,7 +173,19 @@ def dismiss(shop: Child, receiver: Child, workers: list[Child], display: Display
         if code != 0:
             end = "stayed" if code is None else f"left with exit code {code}"
             yield f"{worker.name} was asked to leave, and {end}: {worker.last_words()}"
-    display.happened("workers asked to leave (SIGTERM)")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the library logs of its daily work out of the story, unless its level was chosen."""
+    logger = logging.getLogger("action_retrier")
+    level = logger.level
+    if not os.environ.get("ACTION_RETRIER_LOG_LEVEL"):
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The shop's own two tables, on either database."""
 
+import os
 import sqlite3
 from contextlib import closing
 from importlib import import_module
@@ -22,6 +23,7 @@ class Connection(Protocol):
         """Close the connection."""
 
 
+SQLITE = "sqlite:///"
 CREATE_TABLES = (
     "CREATE TABLE orders (id text PRIMARY KEY, number text, status text NOT NULL, events integer NOT NULL)",
     # Nothing here is unique, on purpose: a callback that committed twice would be seen.
@@ -43,18 +45,20 @@ SELECT_WEBHOOK_LOG = "SELECT run_id, event_id, outcome FROM webhook_log"
 
 def connect(database: str) -> Connection:
     """Open the user's own connection to the database of this URL."""
-    if database.startswith("sqlite:///"):
-        return sqlite3.connect(database.removeprefix("sqlite:///"), timeout=30)
+    if database.startswith(SQLITE):
+        return sqlite3.connect(database.removeprefix(SQLITE), timeout=30)
     return cast("Connection", import_module("psycopg").connect(database))  # an extra
 
 
 def create_tables(database: str) -> None:
     """
-    Create the shop's own tables.
+    Create the shop's own tables; and a file of SQLite, if there is none yet, that only its owner may read.
 
     Raises:
         ValueError: one of that name is there already.
     """
+    if database.startswith(SQLITE):
+        os.close(os.open(database.removeprefix(SQLITE), os.O_RDWR | os.O_CREAT, 0o600))
     with closing(connect(database)) as db:
         kind = "sqlite" if isinstance(db, sqlite3.Connection) else "postgresql"
         found = [row[0] for row in db.execute(SELECT_TABLES[kind]).fetchall()]

@@ -3,14 +3,14 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 
 from action_retrier import App, Run, SyncActionRetrier
 
 from .display import Display
-from .plan import FATES, Fate, load_events
+from .plan import CLIENT_TIMEOUT_MS, FATES, Fate, load_events
 from .processes import Child
 
 ACTION = "action_retrier.demo.app:deliver_webhook"
@@ -26,6 +26,24 @@ REPLACE_AFTER_S = 0.7
 LOOK_EVERY_S = 0.25
 AIM_EVERY_S = 0.05
 GIVE_UP_AFTER_S = 25.0
+
+
+class Doings:
+    """What the shop does out of the ordinary, much of it alike: the first of a kind is news, and all are counted."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def news(self, lines: Iterable[str]) -> Iterator[str]:
+        """Take in lines of its journal, and yield what has not been seen before."""
+        for doing in filter(None, map(describe, lines)):
+            self._counts[doing] += 1
+            if self._counts[doing] == 1:
+                yield doing
+
+    def summary(self) -> str:
+        """Return how often each of them happened."""
+        return "; ".join(f"{doing} ({count} times)" for doing, count in self._counts.items())
 
 
 class Watch:
@@ -56,6 +74,8 @@ class Watch:
         self._killed_at: float | None = None
         self._replaced = False
         self._journal_read = 0
+        self._doings = Doings()
+        self._has_closed = False
         self._raised: dict[str, str | None] = {}
 
     def until_done(self) -> list[Run]:
@@ -86,6 +106,9 @@ class Watch:
         self._display.count(Counter(run.state for run in runs), TOTAL)
         self._tell_the_shops_doings()
         self._tell_failing_callbacks(runs)
+        if not self._has_closed and self._shop.exit_code == 0:
+            self._has_closed = True
+            self._tell_of_closing(runs)
         return runs
 
     def _all_runs(self) -> list[Run]:
@@ -120,13 +143,14 @@ class Watch:
             worker.kill()
             self._workers.remove(worker)
             self._killed_at = self._seconds()
-            self._display.happened(f"{worker.name} killed (SIGKILL), {held[worker.pid]} of its requests unanswered")
+            unanswered = f"{held[worker.pid]} of its requests unanswered"
+            self._display.happened(f"SIGKILL: {worker.name} is killed, with {unanswered}", "bold red")
 
     def _replace(self) -> None:
         worker = self._start_replacement()
         self._workers.append(worker)
         self._replaced = True
-        self._display.happened(f"{worker.name} started in its place")
+        self._display.happened(f"{worker.name} started in its place", "bold")
 
     def _held(self) -> Counter[int]:
         """How many requests of each process the receiver is holding."""
@@ -135,11 +159,20 @@ class Watch:
             return Counter({int(pid): count for pid, count in json.load(connection.getresponse()).items()})
 
     def _tell_the_shops_doings(self) -> None:
-        """Tell what is new in the shop's journal and out of the ordinary, alike things in one line."""
+        """Tell what is new in the shop's journal and out of the ordinary."""
         lines = self._shop.lines[self._journal_read :]
         self._journal_read += len(lines)
-        for doing, count in Counter(filter(None, map(describe, lines))).items():
-            self._display.happened(doing if count == 1 else f"{doing} ({count} times)")
+        for doing in self._doings.news(lines):
+            self._display.happened(doing)
+
+    def _tell_of_closing(self, runs: list[Run]) -> None:
+        """Tell all that the shop did, and what is left to wait for."""
+        self._shop.wait()  # until its last line is there
+        self._tell_the_shops_doings()
+        self._display.happened(f"the shop has closed; in all: {self._doings.summary()}")
+        left = waits_for(runs)
+        if left:
+            self._display.happened(left)
 
     def _tell_failing_callbacks(self, runs: list[Run]) -> None:
         for run in runs:
@@ -155,6 +188,19 @@ def describe(line: str) -> str | None:
     if "cancel" in entry:
         return f"cancel of a {entry['state']} run: {entry['answer']}"
     return None if entry["committed"] else "an order rolled back, and its webhook with it"
+
+
+def waits_for(runs: Iterable[Run]) -> str | None:
+    """What has to end before the verdict, if there is anything left."""
+    left = [run for run in runs if is_in_progress(run)]
+    states = Counter(run.state if run.state in ("running", "pending") else "callback" for run in left)
+    parts = (
+        (states["running"], f"executing (no answer is waited for longer than {CLIENT_TIMEOUT_MS / 1000:g} s)"),
+        (states["pending"], "backing off before a retry"),
+        (states["callback"], "with a callback that has not committed yet"),
+    )
+    told = ", ".join(f"{count} {what}" for count, what in parts if count)
+    return f"waiting for the last {len(left)} to end: {told}" if left else None
 
 
 def is_in_progress(run: Run) -> bool:

@@ -101,8 +101,7 @@ class Writer(Jobs):
     def _work(self) -> None:
         with used_lock_file(self._gate):
             self._serve()
-            if self._connection is not None:
-                self._connection.close()
+            self.drop_connection()
 
     def _do(self, jobs: list[Job]) -> None:
         if jobs[0].make is None:
@@ -174,9 +173,7 @@ class Writer(Jobs):
             raise _RollBack  # its event loop was closed
         decision = loan.wait(_LONG_LOAN_S, _warn_of_loan)
         if decision == "abandon":
-            assert self._guard is not None
-            guard, self._connection, self._guard = self._guard, None, None
-            guard.expel()
+            self._expel()
         if decision != "commit":
             raise _RollBack
 
@@ -213,12 +210,16 @@ class Writer(Jobs):
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY_SNAPSHOT:
                 raise
             # User code keeps a cursor that it has read half-way, and with it this connection in the past.
-            assert self._guard is not None
-            guard, self._connection, self._guard = self._guard, None, None
-            guard.expel()
+            self._expel()
             connection = self._connect()
             begin_immediate(connection)
         return connection
+
+    def _expel(self) -> None:
+        """Leave the connection to user code that keeps hold of it, good for nothing; the next one is another."""
+        assert self._guard is not None
+        guard, self._connection, self._guard = self._guard, None, None
+        guard.expel()
 
     def _check_still_open(self, connection: sqlite3.Connection) -> None:
         """An error such as a full disk makes SQLite roll back behind our back."""
