@@ -10,12 +10,19 @@ from action_retrier.testing import ManualClock
 from .stores import SYSTEMS, System, open_system
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a system on each, unless its module is named after the one that it is about."""
+    if "system" in metafunc.fixturenames:
+        about = metafunc.module.__name__.rpartition("_")[2]
+        metafunc.parametrize("system", [about] if about in SYSTEMS else SYSTEMS, indirect=True, scope="function")
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=SYSTEMS)
+@pytest.fixture
 def system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[System]:
     """A fresh database that holds a table of the user's own."""
     system = open_system(request.param, tmp_path)
