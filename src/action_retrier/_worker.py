@@ -17,7 +17,7 @@ from ._maintenance import Maintenance
 from ._mutations import Mutations
 from ._ops.claims import NextDue, claim_runs, next_due
 from ._ops.reports import lost_attempts, store_progress
-from ._ops.workers import give_back, owned_attempts, recover_worker
+from ._ops.workers import give_back, owned_by, recover_worker
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
@@ -356,9 +356,10 @@ class Worker:
         """
         if self._claiming:
             return
-        worker, claims, known = self.id, self._claims, self._known()
-        owned = await self._database.read(lambda: owned_attempts(worker))
-        strays = owned - known - self._known()
+        worker, claims, known, called = self.id, self._claims, self._known(), self._reporter.callbacks
+        owned = await self._database.read(lambda: owned_by(worker))
+        await self._reporter.return_strays(owned.callbacks, worker, called)
+        strays = owned.attempts - known - self._known()
         if strays and claims == self._claims and worker == self.id:
             logger.error("worker %s owns %d runs that it does not execute; they are given back", worker, len(strays))
             await self._database.write(lambda: give_back(worker, strays, self._engine.rng))
