@@ -69,6 +69,9 @@ class System(Protocol):
     def notes(self) -> list[str]:
         """Return what is committed in it."""
 
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back, as damage would."""
+
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
 
@@ -119,6 +122,13 @@ class SqliteSystem:
         """Return what is committed in it."""
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
+
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back."""
+        changes = ", ".join(f"{name} = :{name}" for name in columns)
+        with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
+            text = f"UPDATE action_retrier_runs SET {changes} WHERE id = :id"  # noqa: S608
+            connection.execute(text, {"id": run_id, **columns})
 
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing connection."""
@@ -242,6 +252,12 @@ class PostgresSystem:
         """Return what is committed in it."""
         rows = self._look.execute(f"SELECT text FROM {self.schema}_own.notes ORDER BY number").fetchall()  # noqa: S608
         return [row["text"] for row in rows]
+
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back."""
+        changes = ", ".join(f"{name} = %({name})s" for name in columns)
+        text = f"UPDATE {self.schema}.runs SET {changes} WHERE id = %(id)s"  # noqa: S608
+        self._look.execute(text, {"id": run_id, **columns})
 
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
