@@ -62,6 +62,16 @@ class Subscription(Protocol):
     active: bool
     """While False nothing is looked for on its behalf, which costs nothing."""
 
+    async def tune(self, worker: str, *, busy: bool) -> float | None:
+        """
+        Have other processes tell of what they start, where that costs them something and *worker* is not busy.
+
+        To be called before the last look at what is due.
+
+        Returns:
+            After how many seconds to look again although nobody has told; None leaves it to the caller.
+        """
+
     def close(self) -> None:
         """Hear no more."""
 
@@ -91,7 +101,7 @@ class Leases(Protocol):
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living, as far as can be told without asking."""
 
-    def is_still_dead(self, worker: str) -> bool:
+    def is_still_dead(self, worker: str) -> Op[bool]:
         """Look again, in the transaction that recovers the runs of a worker that was found dead."""
 
     async def silent(self, workers: Iterable[str]) -> list[str]:

@@ -53,7 +53,13 @@ _LASTING = ("28", "3D000", "3F000", "42501", "42P01", "53100", "55P03")
 def sql(name: str, schema: str) -> str:
     """Return the text of a statement, with ``:name`` for parameters."""
     text = (resources.files("action_retrier") / "_sql" / "postgres" / f"{name}.sql").read_text("utf-8")
-    return re.sub(r"--.*", "", text).replace("{schema}", schema).strip().removesuffix(";")
+    text = re.sub(r"--.*", "", text).replace("{channel}", channel(schema))
+    return text.replace("{schema}", schema).strip().removesuffix(";")
+
+
+def channel(schema: str) -> str:
+    """Return the name of the channel on which starts are told."""
+    return f"action_retrier.{schema}"[:63]
 
 
 @cache

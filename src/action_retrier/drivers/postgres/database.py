@@ -58,7 +58,7 @@ class PostgresDatabase:
         self._marked = False
         self._pool = Pool(self._target)
         self._threads = DaemonThreads(_THREADS, "action-retrier-calls")
-        self.changes = Listener(lambda heard: Line(self._target, heard=heard))
+        self.changes = Listener(lambda heard: Line(self._target, heard=heard), self.write)
         self.leases = PostgresLeases(self._target, self.changes.line, self.read)
 
     @property
