@@ -568,3 +568,24 @@ class Store:
     def snapshot(self) -> dict[str, list[dict[str, Any]]]:
         """Return what is committed in all of our tables."""
         return {name: self.system.table(name) for name in TABLES}
+
+
+class Bell:
+    """Rings when a subscription is called."""
+
+    def __init__(self, store: Store, *, active: bool = True) -> None:
+        self._rung = threading.Event()
+        self.subscription = store.database.changes.subscribe(self._rung.set)
+        self.subscription.active = active
+
+    def rings(self) -> bool:
+        rung = self._rung.wait(LIMIT_S)
+        self._rung.clear()
+        return rung
+
+    def has_rung(self) -> bool:
+        return self._rung.is_set()
+
+    def settle(self) -> None:
+        """Forget what has rung."""
+        self._rung.clear()

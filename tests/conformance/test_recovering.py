@@ -10,6 +10,7 @@ from action_retrier._maintenance import Maintenance
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reports import finish_callback, postpone_callback
 from action_retrier._ops.workers import list_owners, list_workers, recover_worker
+from action_retrier._statements import Op
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
 
 from ..stores import NAMESPACE, Store
@@ -244,8 +245,9 @@ def test_a_worker_that_shows_life_at_the_last_look_keeps_its_runs(
     async def dead(_workers: object) -> list[str]:
         return [worker.id]
 
-    def is_still_dead(looked_at: str) -> bool:
+    def is_still_dead(looked_at: str) -> Op[bool]:
         looks.append(looked_at)
+        yield from ()
         return False
 
     monkeypatch.setattr(store.database.leases, "dead", dead)
