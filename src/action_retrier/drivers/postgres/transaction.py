@@ -119,8 +119,15 @@ class PostgresTransaction:
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
         await self._tell(f"SAVEPOINT {_SAVEPOINT}")
-        with self._guarded():
-            yield
+        try:
+            with self._guarded():
+                yield
+        except BaseException:
+            # Left where it is, it would be taken for the one around it, which has the same name.
+            if self.is_open and not self._connection.closed:
+                with _smuggled():
+                    await self._tell(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+            raise
         if self.is_open:
             with _smuggled():
                 await self._tell(f"RELEASE {_SAVEPOINT}")
@@ -157,8 +164,15 @@ class PostgresTransaction:
     def user_code_sync(self) -> Iterator[None]:
         """Guard a stretch in which user code holds the connection."""
         self._tell_sync(f"SAVEPOINT {_SAVEPOINT}")
-        with self._guarded():
-            yield
+        try:
+            with self._guarded():
+                yield
+        except BaseException:
+            # Left where it is, it would be taken for the one around it, which has the same name.
+            if self.is_open and not self._connection.closed:
+                with _smuggled():
+                    self._tell_sync(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+            raise
         if self.is_open:
             with _smuggled():
                 self._tell_sync(f"RELEASE {_SAVEPOINT}")
