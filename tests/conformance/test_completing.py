@@ -3,88 +3,23 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from random import Random
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from action_retrier import errors
-from action_retrier._completion import Completion, Report
-from action_retrier._functions import Mutation
-from action_retrier._lifecycle import Attempted, Outcome, Raised, Succeeded, settle
-from action_retrier._mutations import Mutations
-from action_retrier._ops.claims import Claimant
+from action_retrier._lifecycle import Raised
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reads import read_status
 from action_retrier._ops.starts import start_runs
-from action_retrier._policy import policy_from_json
-from action_retrier._registry import Registry
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
-from action_retrier.testing import ManualClock
 
-from .. import invariants
-from ..stores import NAMESPACE, Store, System
+from ..stores import NAMESPACE
+from .bench import SHARED, Bench, isolations
 
-SHARED = "read committed"
-OWN = "serializable"
-isolations = pytest.mark.parametrize("isolation", [OWN, SHARED])
-
-
-class Bench:
-    """A store, a worker, and what completes its runs."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.registry = Registry()
-        self.mutations = Mutations(store.database, self.registry, store.clock, Random(1))
-        self.completion = Completion(store.database, self.registry, self.mutations, Random(1))
-        self.worker: Claimant | None = None
-
-    def callback(self, function: Callable[..., Any], name: str = "done", **options: Any) -> None:
-        self.registry.add_mutation(Mutation(function, name, **options))
-
-    def claimed(self, name: str = "done", **options: Any) -> Any:
-        """Start a run with this callback, and claim it."""
-        self.store.start("charge", on_complete=name, **options)
-        self.worker = self.worker or self.store.worker(mutations=tuple(self.registry.mutations))
-        return self.store.claim_one(self.worker)
-
-    def report(self, row: Any, outcome: Outcome = Succeeded('"ok"')) -> Report:  # noqa: B008 - frozen
-        assert self.worker is not None
-        attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
-        move = settle(attempted, outcome, self.store.rng)
-        suspect = row["losses"] > 0
-        return Report(
-            row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], losses=int(suspect)
-        )
-
-    def state(self, row: Any) -> tuple[str, str, int]:
-        """Return state, callback state and tries."""
-        stored = self.store.row(row["id"])
-        return stored["state"], stored["callback_state"], stored["callback_tries"]
-
-    @property
-    def notes(self) -> list[str]:
-        return self.store.system.notes()
-
-    def note(self, ctx: Any, text: str) -> None:
-        self.store.system.write_note(ctx.db, text)
-
-
-@pytest.fixture
-def bench(system: System, clock: ManualClock) -> Iterator[Bench]:
-    with contextlib.closing(Store(system, "sync", clock)) as store:
-        bench = Bench(store)
-        yield bench
-        bench.mutations.close()
-        invariants.check(store.snapshot())
-
-
-@pytest.fixture(autouse=True)
-async def no_tasks_left() -> AsyncIterator[None]:
-    yield
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+pytestmark = pytest.mark.usefixtures("no_tasks_left")
 
 
 @isolations
@@ -233,8 +168,8 @@ async def test_a_commit_whose_result_is_unknown_calls_back_once(bench: Bench, mo
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def lossy() -> AsyncIterator[Any]:
-        async with transaction() as one:
+    async def lossy(isolation: Any) -> AsyncIterator[Any]:
+        async with transaction(isolation) as one:
             yield one
         raise errors.DatabaseUnavailable(problem="the answer was lost", remedy="ask again")
 
@@ -254,8 +189,8 @@ async def test_a_transaction_that_does_not_commit_leaves_the_outcome_with_a_pend
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def failing() -> AsyncIterator[Any]:
-        async with transaction() as one:
+    async def failing(isolation: Any) -> AsyncIterator[Any]:
+        async with transaction(isolation) as one:
             yield one
             raise errors.DatabaseUnavailable(problem="it could not be committed", remedy="try again")
 
@@ -273,11 +208,6 @@ SMUGGLED: dict[str, Callable[[Any], object]] = {
     "commit ;": lambda db: db.execute("  commit ; "),
     "/* */ END": lambda db: db.execute("/* a comment */ END TRANSACTION"),
     "ROLLBACK": lambda db: db.execute("ROLLBACK"),
-    "executescript": lambda db: db.executescript("INSERT INTO notes VALUES ('smuggled'); COMMIT; BEGIN"),
-    "with db": lambda db: db.__exit__(None, None, None),
-    "with db that raises": lambda db: db.__exit__(ValueError, ValueError(), None),
-    "isolation_level = None": lambda db: setattr(db, "isolation_level", None),
-    "our savepoint": lambda db: db.execute("ROLLBACK TO action_retrier_inner"),
 }
 
 
@@ -306,42 +236,6 @@ async def test_a_callback_cannot_end_the_transaction(
     assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
 
 
-async def test_a_callback_in_a_batch_cannot_release_our_savepoint(bench: Bench) -> None:
-    """I4: with its savepoint gone a callback that raises could not be undone; a cached statement is no way in."""
-
-    def cheat(ctx: Any, context: Any) -> None:
-        bench.note(ctx, f"cheat {context}")
-        with contextlib.suppress(Exception):
-            ctx.db.execute("RELEASE action_retrier_inner")
-        raise ValueError(context)
-
-    bench.callback(cheat, isolation=SHARED)
-    rows = [bench.claimed(context=str(number)) for number in range(2)]
-
-    await bench.completion.complete([bench.report(row) for row in rows])
-
-    assert bench.notes == []
-    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
-
-
-@isolations
-async def test_a_conflict_clause_that_rolls_back_commits_nothing_piecemeal(bench: Bench, isolation: Any) -> None:
-    """I4: OR ROLLBACK ends the transaction without a ROLLBACK; what the callback writes then must not stay."""
-
-    def conflict(ctx: Any) -> None:
-        bench.note(ctx, "before")
-        with contextlib.suppress(Exception):
-            ctx.db.execute("INSERT OR ROLLBACK INTO notes (text) VALUES ('before')")
-        bench.note(ctx, "after")
-
-    bench.callback(conflict, isolation=isolation)
-    row = bench.claimed()
-
-    await bench.completion.complete([bench.report(row)])
-
-    assert (bench.notes, bench.state(row)[:2]) == ([], ("succeeded", "pending"))
-
-
 async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Bench) -> None:
     bench.callback(lambda ctx: ctx.db.close())
     bench.callback(lambda ctx: bench.note(ctx, "honest"), "honest")
@@ -354,12 +248,10 @@ async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Be
 
 
 async def test_settings_that_a_callback_makes_on_the_connection_are_its_own(bench: Bench) -> None:
-    """Rows and texts come to us as they are, whatever factory user code has set."""
+    """Rows come to us as they are, whatever factory user code has set."""
 
     def setting(ctx: Any) -> None:
         ctx.db.row_factory = lambda *_: 1 / 0
-        ctx.db.text_factory = bytes
-        ctx.db.isolation_level = "EXCLUSIVE"
 
     bench.callback(setting)
     rows = [bench.claimed(), bench.claimed()]
@@ -429,6 +321,27 @@ async def test_an_async_callback_that_takes_too_long_is_rolled_back(bench: Bench
     assert "took longer than timeout_ms=5000" in bench.store.row(row["id"])["callback_error"]
 
 
+async def test_a_callback_that_takes_too_long_spoils_no_neighbour_in_its_transaction(bench: Bench) -> None:
+    """I4: it is pending, with what it wrote undone, and the others are done."""
+    begun = asyncio.Event()
+
+    async def slow(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        if context == "slow":
+            begun.set()
+            await asyncio.Event().wait()
+
+    bench.callback(slow, timeout_ms=5000, isolation=SHARED)
+    rows = [bench.claimed(context=f'"{text}"') for text in ("before", "slow", "after")]
+    task = asyncio.create_task(bench.completion.complete([bench.report(row) for row in rows]))
+    await begun.wait()
+    bench.store.clock.advance(5000)
+    await task
+
+    assert bench.notes == ["before", "after"]
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", word) for word in ("done", "pending", "done")]
+
+
 async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: Bench) -> None:
     """Its connection is taken away: it neither blocks other writers nor writes anything later."""
     loop, begun, free, ended = asyncio.get_running_loop(), asyncio.Event(), threading.Event(), threading.Event()
@@ -439,9 +352,9 @@ async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: B
         bench.note(ctx, "undone")
         loop.call_soon_threadsafe(begun.set)
         free.wait()
-        for statement in ("INSERT INTO notes VALUES ('too late')", "SELECT 1", "COMMIT"):
+        for use in (partial(bench.store.system.write_note, db, "too late"), partial(db.execute, "COMMIT")):
             try:
-                later.append(db.execute(statement))
+                later.append(use())
             except Exception as error:  # noqa: BLE001 - which one is not the point
                 later.append(error)
         ended.set()

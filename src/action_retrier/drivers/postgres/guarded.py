@@ -75,6 +75,14 @@ class _GuardedCursor(psycopg.Cursor[Any]):
         _guard_of(self).check(query)
         return super().execute(query, *args, **kwargs)
 
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        _guard_of(self).check(query)
+        super().executemany(query, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        _guard_of(self).check(statement)
+        return super().copy(statement, *args, **kwargs)
+
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         _guard_of(self).check(query)
         return super().stream(query, *args, **kwargs)
@@ -84,6 +92,14 @@ class _GuardedAsyncCursor(psycopg.AsyncCursor[Any]):
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         _guard_of(self).check(query)
         return await super().execute(query, *args, **kwargs)
+
+    async def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        _guard_of(self).check(query)
+        await super().executemany(query, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        _guard_of(self).check(statement)
+        return super().copy(statement, *args, **kwargs)
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         _guard_of(self).check(query)
