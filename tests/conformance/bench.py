@@ -1,6 +1,6 @@
 """What tests of completion share: a store, a worker, and what completes its runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -48,6 +48,12 @@ class Bench:
         return Report(
             row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], losses=int(suspect)
         )
+
+    async def complete(self, rows: Sequence[Any]) -> None:
+        """End runs and call back; once more where a transaction that has just died still holds the row."""
+        reports = [self.report(row) for row in rows]
+        while reports:
+            reports = await self.completion.complete(reports)
 
     def state(self, row: Any) -> tuple[str, str, int]:
         """Return state, callback state and tries."""

@@ -39,7 +39,7 @@ async def test_outcome_and_callback_commit_together(bench: Bench, isolation: Any
     bench.callback(look if flavour == "def" else look_async, isolation=isolation)
     row = bench.claimed(context='{"mail": 1}')
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert seen == [(row["id"], Success("ok"), {"mail": 1}), (("running", "none", 0), [])]
     assert (bench.state(row), bench.notes) == (("succeeded", "done", 1), ["called"])
@@ -76,7 +76,7 @@ async def test_a_callback_that_raises_undoes_its_writes_and_nothing_else(
     bench.callback(fail, isolation=isolation)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.state(row), bench.notes) == (("succeeded", "pending", 1), [])
     stored = bench.store.row(row["id"])
@@ -96,7 +96,7 @@ async def test_one_bad_callback_spoils_no_neighbour(bench: Bench, isolation: Any
     bench.callback(sometimes, isolation=isolation)
     rows = [bench.claimed(context=str(number)) for number in range(5)]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert bench.notes == ["0", "2", "4"]
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", ("done", "pending")[n % 2]) for n in range(5)]
@@ -113,7 +113,7 @@ async def test_callbacks_that_opted_in_share_a_transaction(bench: Bench) -> None
     bench.callback(look, isolation=SHARED)
     rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert (seen, bench.notes) == ([[], []], ["a", "b"])
 
@@ -128,7 +128,7 @@ async def test_serializable_callbacks_have_a_transaction_each(bench: Bench) -> N
     bench.callback(look)
     rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert seen == [[], ["a"]]
 
@@ -143,7 +143,7 @@ async def test_a_superseded_attempt_calls_nothing_back(bench: Bench, isolation: 
         bench.store.write(cancel_run, NAMESPACE, row["id"])
     before = bench.store.snapshot()
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert called == []
     assert bench.store.snapshot() == before
@@ -156,7 +156,7 @@ async def test_completing_twice_calls_back_once(bench: Bench, isolation: Any) ->
     row = bench.claimed()
 
     for _ in range(2):
-        await bench.completion.complete([bench.report(row)])
+        await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
 
@@ -175,7 +175,7 @@ async def test_a_commit_whose_result_is_unknown_calls_back_once(bench: Bench, mo
 
     monkeypatch.setattr(bench.store.database, "transaction", lossy)
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
 
@@ -196,7 +196,7 @@ async def test_a_transaction_that_does_not_commit_leaves_the_outcome_with_a_pend
 
     monkeypatch.setattr(bench.store.database, "transaction", failing)
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 1))
 
@@ -229,7 +229,7 @@ async def test_a_callback_cannot_end_the_transaction(
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
     assert bench.notes == ["honest 0", "honest 2"]
@@ -241,7 +241,7 @@ async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Be
     bench.callback(lambda ctx: bench.note(ctx, "honest"), "honest")
     rows = [bench.claimed("done"), bench.claimed("honest")]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending"), ("succeeded", "done")]
     assert bench.notes == ["honest"]
@@ -256,7 +256,7 @@ async def test_settings_that_a_callback_makes_on_the_connection_are_its_own(benc
     bench.callback(setting)
     rows = [bench.claimed(), bench.claimed()]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 2
     assert bench.store.status(bench.store.start()) == InProgress()
@@ -273,7 +273,7 @@ async def test_a_callback_may_use_savepoints_of_its_own(bench: Bench) -> None:
     bench.callback(nested)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)[:2]) == (["kept"], ("succeeded", "done"))
 
@@ -290,7 +290,7 @@ async def test_a_callback_may_start_and_cancel_runs_in_its_transaction(bench: Be
     bench.callback(more)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert bench.state(row) == ("succeeded", "done", 1)
     assert bench.store.status(start.id) == InProgress()
@@ -310,7 +310,7 @@ async def test_an_async_callback_that_takes_too_long_is_rolled_back(bench: Bench
 
     bench.callback(slow, timeout_ms=5000)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
     bench.store.clock.advance(4999)
     assert bench.state(row) == ("running", "none", 0)
@@ -333,7 +333,7 @@ async def test_a_callback_that_takes_too_long_spoils_no_neighbour_in_its_transac
 
     bench.callback(slow, timeout_ms=5000, isolation=SHARED)
     rows = [bench.claimed(context=f'"{text}"') for text in ("before", "slow", "after")]
-    task = asyncio.create_task(bench.completion.complete([bench.report(row) for row in rows]))
+    task = asyncio.create_task(bench.complete(rows))
     await begun.wait()
     bench.store.clock.advance(5000)
     await task
@@ -361,7 +361,7 @@ async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: B
 
     bench.callback(stuck, timeout_ms=5000)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
     bench.store.clock.advance(5000)
     await task
@@ -386,7 +386,7 @@ async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench) ->
 
     bench.callback(slow)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
 
     task.cancel()
@@ -498,7 +498,7 @@ async def test_a_broken_error_message_does_not_lose_the_callback(bench: Bench) -
     bench.callback(failing(Ugly()), "ugly")
     rows = [bench.claimed("broken"), bench.claimed("ugly")]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
     text = bench.store.row(rows[1]["id"])["callback_error"]

@@ -7,10 +7,11 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.adapt import Loader
 
 from action_retrier.results import InProgress
 
-from .bench import SHARED, Bench, isolations
+from .bench import OWN, Bench, isolations
 
 pytestmark = pytest.mark.usefixtures("no_tasks_left")
 
@@ -79,9 +80,8 @@ async def test_a_callback_cannot_end_the_transaction(
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
-    print([bench.state(row)[1] for row in rows], bench.notes, bench.store.row(rows[1]["id"])["callback_error"])
     assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
     assert bench.notes == ["honest 0", "honest 2"]
     assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
@@ -108,7 +108,7 @@ async def test_a_rollback_past_the_guard_is_noticed_afterwards(bench: Bench, iso
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", word) for word in ("done", "pending", "done")]
     assert bench.notes == ["honest 0", "honest 2"]
@@ -128,7 +128,7 @@ async def test_a_commit_past_the_guard_commits_the_record_too(bench: Bench, isol
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3
     assert sorted(bench.notes) == ["cheat", "honest 0", "honest 2"]
@@ -141,42 +141,87 @@ async def test_what_only_looks_like_an_end_is_none(bench: Bench, savepoint: str)
     def harmless(ctx: Any) -> None:
         ctx.db.execute("SAVEPOINT mine")
         ctx.db.execute(savepoint)
-        ctx.db.execute('SELECT \'; COMMIT\' AS "; ROLLBACK; " /* ; END */ -- ; ABORT')
+        ctx.db.execute("SELECT '; COMMIT' AS \"; ROLLBACK; \" /* ; END */ -- ; ABORT")
         ctx.db.execute("DO $$ BEGIN PERFORM 1; END; $$")
         bench.note(ctx, "harmless")
 
     bench.callback(harmless)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)[:2]) == (["harmless"], ("succeeded", "done"))
 
 
+class Broken(Loader):
+    """Makes nothing of what it is given."""
+
+    def load(self, data: Any) -> Any:
+        raise ZeroDivisionError(data)
+
+
 SETTINGS: dict[str, Callable[[Any], object]] = {
-    "search_path": lambda db: db.execute("SET search_path = nowhere"),
-    "read only": lambda db: db.execute("SET default_transaction_read_only = on"),
-    "bytea_output": lambda db: db.execute("SET bytea_output = escape"),
-    "role": lambda db: db.execute("SET ROLE pg_monitor"),
-    "session authorization": lambda db: db.execute("SET SESSION AUTHORIZATION pg_monitor"),
     "cursor_factory": lambda db: setattr(db, "cursor_factory", None),
-    "adapters": lambda db: db.adapters.register_loader("text", None),
+    "row_factory": lambda db: setattr(db, "row_factory", None),
+    "adapters": lambda db: db.adapters.register_loader("text", Broken),
     "prepare_threshold": lambda db: setattr(db, "prepare_threshold", 0),
 }
+SESSION_SETTINGS = [
+    "SET search_path = nowhere",
+    "SET default_transaction_read_only = on",
+    "SET ROLE pg_monitor",
+    "SET SESSION AUTHORIZATION pg_monitor",
+]
 
 
+@isolations
+@pytest.mark.parametrize("colour", ["def", "async def"])
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-async def test_settings_of_the_session_are_its_own(bench: Bench, setting: Callable[[Any], object]) -> None:
-    """The next callback on the same connection finds it as if nobody had been there."""
+async def test_settings_of_the_connection_are_its_own(
+    bench: Bench, isolation: Any, colour: str, setting: Callable[[Any], object]
+) -> None:
+    """The next callback on the same connection finds it as if nobody had been there, in the same transaction too."""
 
     def set_it(ctx: Any, context: Any) -> None:
         bench.note(ctx, context)
         setting(ctx.db)
 
-    bench.callback(set_it)
+    async def set_it_async(ctx: Any, context: Any) -> None:
+        await ctx.db.execute("SELECT 1")
+        set_it(ctx, context)
+
+    await completed(bench, set_it if colour == "def" else set_it_async, isolation)
+
+
+@pytest.mark.parametrize("setting", SESSION_SETTINGS)
+async def test_settings_of_the_session_are_its_own(bench: Bench, setting: str) -> None:
+    """The next callback in the same session finds it as if nobody had been there."""
+
+    def set_it(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        ctx.db.execute(setting)
+
+    await completed(bench, set_it, OWN)
+
+
+@isolations
+async def test_statements_that_callbacks_prepare_are_known_to_the_next(bench: Bench, isolation: Any) -> None:
+    """Their names are the session's, in whatever colour it is used."""
+
+    def prepare(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        for number in range(3):
+            assert ctx.db.execute(f"SELECT {number}", prepare=True).fetchone() == (number,)
+
+    await completed(bench, prepare, isolation)
+
+
+async def completed(bench: Bench, callback: Callable[..., Any], isolation: Any) -> None:
+    """Have a callback called three times, and see that all is done."""
+    bench.callback(callback, isolation=isolation)
     rows = [bench.claimed(context=f'"{text}"') for text in ("first", "second", "third")]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.store.row(row["id"])["callback_error"] for row in rows] == [None] * 3
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3

@@ -39,7 +39,7 @@ async def test_a_callback_cannot_end_the_transaction(
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
     assert bench.notes == ["honest 0", "honest 2"]
@@ -58,7 +58,7 @@ async def test_a_callback_in_a_batch_cannot_release_our_savepoint(bench: Bench) 
     bench.callback(cheat, isolation=SHARED)
     rows = [bench.claimed(context=str(number)) for number in range(2)]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert bench.notes == []
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
@@ -77,7 +77,7 @@ async def test_a_conflict_clause_that_rolls_back_commits_nothing_piecemeal(bench
     bench.callback(conflict, isolation=isolation)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)[:2]) == ([], ("succeeded", "pending"))
 
@@ -93,7 +93,7 @@ async def test_settings_that_a_callback_makes_on_the_connection_are_its_own(benc
     bench.callback(setting)
     rows = [bench.claimed(), bench.claimed()]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 2
     assert bench.store.status(bench.store.start()) == InProgress()

@@ -18,12 +18,15 @@ from ..._statements import Statement
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from .. import Isolation
-from .connection import CALL_S, AnyConnection, connect, execute, translated
+from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, translated
 from .deadlines import deadlines
 from .urls import Target
 
 # Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
 _PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+# What user code has set on the session was its own. In a transaction before ours, or else
+# default_transaction_read_only, for one, would still count for ours.
+_RESET: Final = "BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; COMMIT"
 _MARK: Final = (
     "SELECT CAST(pg_catalog.pg_current_xact_id() AS text),"
     " CAST(pg_catalog.pg_postmaster_start_time() AS text),"
@@ -73,7 +76,7 @@ class CommitInDoubt(Exception):
 def can_mark(connection: psycopg.Connection[Any]) -> bool:
     """Tell whether the server can be asked; some that speak PostgreSQL's language cannot."""
     try:
-        with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        with Cursor(connection, row_factory=tuple_row) as cursor:
             cursor.execute(_MARK)
     except psycopg.Error:
         return False
@@ -82,15 +85,14 @@ def can_mark(connection: psycopg.Connection[Any]) -> bool:
 
 def begin_text(isolation: Isolation, *, marked: bool) -> str:
     """Return what begins a transaction, in one exchange."""
-    # What user code has set on the session was its own.
-    begin = f"RESET ALL; BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT}"
+    begin = f"{_RESET}; BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT}"
     return f"{begin}; {_MARK}" if marked else begin
 
 
 def begin(connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool) -> Mark | None:
     """Begin a transaction."""
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(begin_text(isolation, marked=marked).encode())
+    with Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(begin_text(isolation, marked=marked).encode(), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -100,8 +102,8 @@ def begin(connection: psycopg.Connection[Any], isolation: Isolation, *, marked: 
 
 async def begin_async(connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool) -> Mark | None:
     """Begin a transaction."""
-    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(begin_text(isolation, marked=marked).encode())
+    async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(begin_text(isolation, marked=marked).encode(), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -112,8 +114,8 @@ async def begin_async(connection: psycopg.AsyncConnection[Any], isolation: Isola
 def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | None) -> None:
     """Commit. Raises `CommitInDoubt`."""
     try:
-        with psycopg.Cursor(connection) as cursor:
-            cursor.execute("COMMIT")
+        with Cursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
         raise _judged(error, connection, target, mark) from error
@@ -123,8 +125,8 @@ def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | Non
 async def commit_async(connection: psycopg.AsyncConnection[Any], target: Target, mark: Mark | None) -> None:
     """Commit. Raises `CommitInDoubt`."""
     try:
-        async with psycopg.AsyncCursor(connection) as cursor:
-            await cursor.execute("COMMIT")
+        async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            await cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
         raise _judged(error, connection, target, mark) from error

@@ -17,7 +17,7 @@ from ..._threads import DaemonThreads
 from ...errors import DatabaseUnavailable, SchemaMismatch
 from .. import Colour, Isolation, mask_password
 from .commits import CommitInDoubt, begin, begin_async, can_mark, commit, commit_async, resolve
-from .connection import CALL_S, connect, is_transient, translated
+from .connection import CALL_S, connect, is_transient, tell, tell_async, translated
 from .deadlines import deadlines
 from .leases import PostgresLeases
 from .line import Line
@@ -200,7 +200,7 @@ class PostgresDatabase:
             except BaseException:
                 transaction.is_open = False
                 with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    await connection.execute("ROLLBACK")
+                    await tell_async(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -225,7 +225,7 @@ class PostgresDatabase:
             except BaseException:
                 transaction.is_open = False
                 with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    connection.execute("ROLLBACK")
+                    tell(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection

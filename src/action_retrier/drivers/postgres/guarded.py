@@ -118,13 +118,14 @@ class UserConnection(psycopg.Connection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
+        self.own_threshold = self.prepare_threshold
         self.settle()
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
-        self.guard.tried = None
         self.cursor_factory, self.server_cursor_factory = _GuardedCursor, psycopg.ServerCursor
         self.row_factory = tuple_row
+        self.prepare_threshold = self.own_threshold
         self._adapters = None
 
     def commit(self) -> None:
@@ -146,13 +147,14 @@ class AsyncUserConnection(psycopg.AsyncConnection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
+        self.own_threshold = self.prepare_threshold
         self.settle()
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
-        self.guard.tried = None
         self.cursor_factory, self.server_cursor_factory = _GuardedAsyncCursor, psycopg.AsyncServerCursor
         self.row_factory = tuple_row
+        self.prepare_threshold = self.own_threshold
         self._adapters = None
 
     async def commit(self) -> None:
@@ -177,9 +179,9 @@ class BlockingTwin(UserConnection):
 
     def __init__(self, owner: psycopg.AsyncConnection[Any]) -> None:
         super().__init__(owner.pgconn)
+        self._prepared = owner._prepared  # noqa: SLF001 - which statements the session has is known once, or not at all
         if isinstance(owner, AsyncUserConnection):
             self.guard = owner.guard
-        self.prepare_threshold = None  # names of prepared statements are the session's, and it knows only its own
 
     def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
         pass

@@ -80,7 +80,4 @@ class Pool:
 
 
 def _is_sound(connection: UserConnection | AsyncUserConnection) -> bool:
-    if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
-        return False
-    connection.settle()
-    return True
+    return not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE
