@@ -18,7 +18,18 @@ from ..._threads import DaemonThreads
 from ...errors import DatabaseUnavailable, SchemaMismatch
 from .. import IDLE_S, Colour, Isolation, mask_password
 from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
-from .connection import CALL_S, LOCKED_CALL_S, WAIT_FOR_LOCKS, connect, is_pooled, is_transient, may_pass, translated
+from .connection import (
+    CALL_S,
+    LOCKED_CALL_S,
+    WAIT_FOR_LOCKS,
+    connect,
+    is_pooled,
+    is_transient,
+    may_pass,
+    tell,
+    tell_async,
+    translated,
+)
 from .deadlines import deadlines
 from .guarded import AsyncUserConnection, UserConnection
 from .leases import PostgresLeases
@@ -214,7 +225,7 @@ class PostgresDatabase:
             except BaseException:
                 transaction.is_open = False
                 with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    await connection.execute("ROLLBACK")
+                    await tell_async(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -254,7 +265,7 @@ class PostgresDatabase:
             except BaseException:
                 transaction.is_open = False
                 with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    connection.execute("ROLLBACK")
+                    tell(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection

@@ -115,7 +115,4 @@ def _discard(connection: UserConnection | AsyncUserConnection) -> None:
 
 
 def _is_sound(connection: UserConnection | AsyncUserConnection) -> bool:
-    if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
-        return False
-    connection.settle()
-    return True
+    return not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE

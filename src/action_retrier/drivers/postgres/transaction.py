@@ -9,7 +9,7 @@ import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
 from .. import Colour
-from .connection import CALL_S, execute, execute_async, translated
+from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
 from .urls import Target
@@ -60,6 +60,11 @@ class PostgresTransaction:
         """Take the connection away from user code that does not return; the server rolls back."""
         self.is_open = False
         cut(self._connection)
+
+    def _settle(self) -> None:
+        """Take back what user code before has set on the connection, in this transaction or an earlier one."""
+        self._connection.settle()
+        self._twin = None
 
     @contextlib.contextmanager
     def _our_call(self) -> Iterator[None]:
@@ -119,14 +124,22 @@ class PostgresTransaction:
     async def _tell(self, text: str) -> None:
         assert isinstance(self._connection, psycopg.AsyncConnection)
         with self._our_call():
-            await self._connection.execute(text.encode())
+            await tell_async(self._connection, text)
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
+        self._settle()
         await self._tell(f"SAVEPOINT {_SAVEPOINT}")
-        with self._guarded():
-            yield
+        try:
+            with self._guarded():
+                yield
+        except BaseException:
+            # Left where it is, it would be taken for the one around it, which has the same name.
+            if self.is_open and not self._connection.closed:
+                with _smuggled():
+                    await self._tell(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+            raise
         if self.is_open:
             with _smuggled():
                 await self._tell(f"RELEASE {_SAVEPOINT}")
@@ -157,14 +170,22 @@ class PostgresTransaction:
 
     def _tell_sync(self, text: str) -> None:
         with self._our_call():
-            self.connection("sync").execute(text.encode())
+            tell(self.connection("sync"), text)
 
     @contextlib.contextmanager
     def user_code_sync(self) -> Iterator[None]:
         """Guard a stretch in which user code holds the connection."""
+        self._settle()
         self._tell_sync(f"SAVEPOINT {_SAVEPOINT}")
-        with self._guarded():
-            yield
+        try:
+            with self._guarded():
+                yield
+        except BaseException:
+            # Left where it is, it would be taken for the one around it, which has the same name.
+            if self.is_open and not self._connection.closed:
+                with _smuggled():
+                    self._tell_sync(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+            raise
         if self.is_open:
             with _smuggled():
                 self._tell_sync(f"RELEASE {_SAVEPOINT}")
