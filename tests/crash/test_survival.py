@@ -162,7 +162,7 @@ def test_an_action_that_blocks_the_event_loop_past_the_lease_keeps_it(scene):
 def test_a_forked_child_of_a_process_with_an_open_app_works(scene, how, end):
     """It opens the database anew; what its parent has open goes on, and its parent's worker stays alive."""
     scene.prepare()
-    parent = scene.processes.start("crash_forks.py", scene.database, how, end)
+    parent = scene.processes.start("crash_forks.py", scene.database.url, how, end)
 
     assert parent.wait() == 0, parent.log.read_text()
     scene.started += parent.said("started")
