@@ -15,13 +15,13 @@ from pydantic_core import ValidationError
 from ._codec import ARGUMENTS_LIMIT, NotJSONError, adapter_of, check_size, decode, encode, explain
 from ._policy import check_name, check_number
 from ._signatures import Signature
+from .drivers import Isolation
 from .errors import InvalidArguments
 
 P = ParamSpec("P")
 B = ParamSpec("B")
 R = TypeVar("R")
 
-Isolation = Literal["serializable", "read committed"]
 CALLBACK_PARAMETERS = ("ctx", "run_id", "result", "context")
 DEFAULT_MUTATION_TIMEOUT_MS = 5000
 

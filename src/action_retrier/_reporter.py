@@ -15,6 +15,7 @@ from ._suspects import Suspects
 from .drivers import Database
 
 _STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
+_BUSY_S = 0.1
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
 
@@ -69,12 +70,16 @@ class Reporter:
             losses=row["losses"],
         )
         self._unwritten[execution.key] = report
-        if report.calls_back:
-            self._calling_back.append(report)
-            self._callback_wake.set()
-        else:
-            self._plain.append(report)
-            self._plain_wake.set()
+        self._collect([report])
+
+    def _collect(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if report.calls_back:
+                self._calling_back.append(report)
+                self._callback_wake.set()
+            else:
+                self._plain.append(report)
+                self._plain_wake.set()
 
     def unwritten(self) -> set[Key]:
         """Return the attempts that have ended, and nobody knows it yet."""
@@ -88,9 +93,13 @@ class Reporter:
             if not isinstance(report.move, Reschedule) or report.move.failure is not None
         }
 
-    def _written(self, reports: Sequence[Report]) -> None:
+    def _written(self, reports: Sequence[Report], *, but: Sequence[Report]) -> None:
+        """Forget reports, *but* those whose runs somebody's open transaction holds: they are tried again."""
         for report in reports:
-            self._unwritten.pop((report.run_id, report.attempt), None)
+            if report not in but:
+                self._unwritten.pop((report.run_id, report.attempt), None)
+        if but:
+            asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -98,14 +107,13 @@ class Reporter:
         self._plain_wake.clear()
         reports, self._plain = self._plain, []
         try:
-            if reports:
-                await self._completion.write(reports)
+            busy = await self._completion.write(reports) if reports else []
         except BaseException:
             # Nothing of it was written: the same again, with what has come in meanwhile.
             self._plain = reports + self._plain
             self._plain_wake.set()
             raise
-        self._written(reports)
+        self._written(reports, but=busy)
         self._changed()
 
     def callbacks_are_due(self) -> None:
@@ -121,8 +129,8 @@ class Reporter:
         reports, self._calling_back = self._calling_back, []
         try:
             while reports:
-                await self._completion.complete(reports[:_BATCH])
-                self._written(reports[:_BATCH])
+                busy = await self._completion.complete(reports[:_BATCH])
+                self._written(reports[:_BATCH], but=busy)
                 reports = reports[_BATCH:]
         except BaseException:
             self._calling_back = reports + self._calling_back

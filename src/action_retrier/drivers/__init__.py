@@ -16,6 +16,7 @@ from .._statements import Op, Rows
 
 T = TypeVar("T")
 Colour = Literal["async", "sync"]
+Isolation = Literal["serializable", "read committed"]
 
 
 class Transaction(Protocol):
@@ -178,11 +179,14 @@ class Database(Protocol):
     def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
         """Run an operation in a transaction of its own, together with its neighbours."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction for user code: commit on exit, rollback on error."""
+    def transaction(self, isolation: Isolation = "read committed") -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction for user code, isolated at least so well: commit on exit, rollback on error."""
 
-    def transaction_sync(self) -> AbstractContextManager[Transaction]:
-        """Open a transaction for user code: commit on exit, rollback on error."""
+    def transaction_sync(self, isolation: Isolation = "read committed") -> AbstractContextManager[Transaction]:
+        """Open a transaction for user code, isolated at least so well: commit on exit, rollback on error."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
 
     def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """

@@ -14,9 +14,11 @@ from ..._clock import Clock
 from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
-from ...errors import SchemaMismatch
-from .. import Colour, mask_password
-from .connection import BEGIN, check_commit, connect, is_transient, translated
+from ...errors import DatabaseUnavailable, SchemaMismatch
+from .. import Colour, Isolation, mask_password
+from .commits import CommitInDoubt, begin, begin_async, can_mark, commit, commit_async, resolve
+from .connection import CALL_S, connect, is_transient, translated
+from .deadlines import deadlines
 from .leases import PostgresLeases
 from .line import Line
 from .listener import Listener
@@ -53,6 +55,7 @@ class PostgresDatabase:
         self._writer: Session | None = None
         self._reader: Session | None = None
         self._installation: str | None = None
+        self._marked = False
         self._pool = Pool(self._target)
         self._threads = DaemonThreads(_THREADS, "action-retrier-calls")
         self.changes = Listener(lambda heard: Line(self._target, heard=heard))
@@ -103,11 +106,14 @@ class PostgresDatabase:
                 return
             self._set_up()
             self._writer = Session(
-                "action-retrier-writer", self._target, self._clock, writes=True, committed=self.changes.notify
+                "action-retrier-writer",
+                self._target,
+                self._clock,
+                writes=True,
+                marked=self._marked,
+                committed=self.changes.notify,
             )
-            self._reader = Session(
-                "action-retrier-reader", self._target, self._clock, writes=False, committed=lambda: None
-            )
+            self._reader = Session("action-retrier-reader", self._target, self._clock, writes=False)
             self._pid = os.getpid()
             self._ending = Ending(
                 self,
@@ -126,6 +132,7 @@ class PostgresDatabase:
                     )
                 migrate(connection, self._target.schema)
             self._installation = read_meta(connection, self._target.schema, "installation")
+            self._marked = can_mark(connection)
 
     def close(self) -> None:
         """Let go of every connection and thread."""
@@ -181,44 +188,68 @@ class PostgresDatabase:
         raise AssertionError
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
         async with self._pool.connection_async() as connection:
+            with translated(self._target), deadlines.within(CALL_S, connection):
+                mark = await begin_async(connection, isolation, marked=self._marked)
             transaction = PostgresTransaction(connection, self._target, self._now_us)
-            with translated(self._target):
-                await connection.execute(BEGIN)
             try:
                 yield transaction
             except BaseException:
                 transaction.is_open = False
-                with contextlib.suppress(psycopg.Error):
+                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
                     await connection.execute("ROLLBACK")
                 raise
+            if not transaction.is_open:
+                return  # it was abandoned, and went with its connection
             transaction.is_open = False
-            with translated(self._target):
-                check_commit(await connection.execute("COMMIT"), self._target)
+            try:
+                with translated(self._target), deadlines.within(CALL_S, connection):
+                    await commit_async(connection, self._target, mark)
+            except CommitInDoubt as doubt:
+                await self._threads.run(lambda: self._resolve(doubt))
         self.changes.notify()
 
     @contextlib.contextmanager
-    def transaction_sync(self) -> Iterator[PostgresTransaction]:
+    def transaction_sync(self, isolation: Isolation = "read committed") -> Iterator[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         self.open()
         with self._pool.connection() as connection:
+            with translated(self._target), deadlines.within(CALL_S, connection):
+                mark = begin(connection, isolation, marked=self._marked)
             transaction = PostgresTransaction(connection, self._target, self._now_us)
-            with translated(self._target):
-                connection.execute(BEGIN)
             try:
                 yield transaction
             except BaseException:
                 transaction.is_open = False
-                with contextlib.suppress(psycopg.Error):
+                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
                     connection.execute("ROLLBACK")
                 raise
+            if not transaction.is_open:
+                return  # it was abandoned, and went with its connection
             transaction.is_open = False
-            with translated(self._target):
-                check_commit(connection.execute("COMMIT"), self._target)
+            try:
+                with translated(self._target), deadlines.within(CALL_S, connection):
+                    commit(connection, self._target, mark)
+            except CommitInDoubt as doubt:
+                self._resolve(doubt)
         self.changes.notify()
+
+    def _resolve(self, doubt: CommitInDoubt) -> None:
+        """Return if a COMMIT that got no answer has happened, else raise `DatabaseUnavailable`."""
+        fate = resolve(doubt)
+        if fate == "rolled back":
+            raise DatabaseUnavailable(
+                problem=f"{doubt}, and the server rolled the transaction back", remedy="do it again"
+            ) from doubt
+        if fate != "committed":
+            raise doubt.unresolved() from doubt
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
+        return is_transient(error)
 
     def _now_us(self) -> int | None:
         return told_now_us(self._clock)

@@ -5,12 +5,12 @@ import contextlib
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from .connection import connect, connect_async
+from .connection import connect_for_user, connect_for_user_async
+from .guarded import AsyncUserConnection, UserConnection
 from .urls import Target
 
 _KEPT = 4
@@ -27,18 +27,18 @@ class Pool:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._lock = threading.Lock()
-        self._idle: list[psycopg.Connection[Any]] = []
-        self._idle_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[psycopg.AsyncConnection[Any]]] = (
+        self._idle: list[UserConnection] = []
+        self._idle_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncUserConnection]] = (
             weakref.WeakKeyDictionary()
         )
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self) -> Iterator[UserConnection]:
         """Lend a connection; it comes back only if it is still sound, with no transaction open."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None or connection.closed:
-            connection = connect(self._target)
+            connection = connect_for_user(self._target)
         try:
             yield connection
         finally:
@@ -51,12 +51,12 @@ class Pool:
                     connection.close()
 
     @contextlib.asynccontextmanager
-    async def connection_async(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def connection_async(self) -> AsyncIterator[AsyncUserConnection]:
         """Lend a connection of this event loop."""
         idle = self._idle_of_loop.setdefault(asyncio.get_running_loop(), [])
         connection = idle.pop() if idle else None
         if connection is None or connection.closed:
-            connection = await connect_async(self._target)
+            connection = await connect_for_user_async(self._target)
         try:
             yield connection
         finally:
@@ -79,5 +79,8 @@ class Pool:
         self._idle_of_loop.clear()
 
 
-def _is_sound(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> bool:
-    return not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE
+def _is_sound(connection: UserConnection | AsyncUserConnection) -> bool:
+    if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
+        return False
+    connection.settle()
+    return True
