@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any
 
 from action_retrier import _calls, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
-from action_retrier.drivers import postgres, sqlite
+from action_retrier.drivers import sqlite
 from action_retrier.drivers.postgres import database as postgres_database
+from action_retrier.drivers.postgres import session as postgres_session
 from action_retrier.drivers.postgres.leases import PostgresLeases
-from action_retrier.drivers.postgres.session import Session
 from action_retrier.drivers.sqlite import database as sqlite_database
 from action_retrier.drivers.sqlite import locks, writer
 from action_retrier.drivers.sqlite.leases import SqliteLeases
@@ -110,12 +110,12 @@ def _around_operation(group: str) -> None:
         return result
 
     setattr(module, attribute, wrapped)
-    for owner, name in ((writer.Writer, "_transaction"), (Session, "_transaction")):
-        setattr(owner, name, _watched(getattr(owner, name), group))
-    for owner, name in ((postgres.PostgresDatabase, "transaction_sync"), (sqlite.SqliteDatabase, "transaction_sync")):
-        setattr(owner, name, _watched(getattr(owner, name), group))
-    for owner in (postgres.PostgresDatabase, sqlite.SqliteDatabase):
-        owner.transaction = _watched_async(owner.transaction, group)
+    writer.Writer._transaction = _watched(writer.Writer._transaction, group)
+    sqlite.SqliteDatabase.transaction_sync = _watched(sqlite.SqliteDatabase.transaction_sync, group)
+    sqlite.SqliteDatabase.transaction = _watched_async(sqlite.SqliteDatabase.transaction, group)
+    for module in (postgres_database, postgres_session):
+        module.commit = _watched_commit(module.commit, group)
+    postgres_database.commit_async = _watched_commit_async(postgres_database.commit_async, group)
 
 
 def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
@@ -140,6 +140,28 @@ def _watched_async(transaction: Callable[..., Any], group: str) -> Callable[...,
             yield opened
             if _is_armed():
                 reach(f"{group}.before_commit")
+        if _is_armed():
+            reach(f"{group}.after_commit")
+
+    return watched
+
+
+def _watched_commit(commit: Callable[..., None], group: str) -> Callable[..., None]:
+    def watched(*args: Any) -> None:
+        if _is_armed():
+            reach(f"{group}.before_commit")
+        commit(*args)
+        if _is_armed():
+            reach(f"{group}.after_commit")
+
+    return watched
+
+
+def _watched_commit_async(commit: Callable[..., Any], group: str) -> Callable[..., Any]:
+    async def watched(*args: Any) -> None:
+        if _is_armed():
+            reach(f"{group}.before_commit")
+        await commit(*args)
         if _is_armed():
             reach(f"{group}.after_commit")
 
