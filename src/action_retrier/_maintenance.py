@@ -45,7 +45,7 @@ class Maintenance:
 
     def _recover(self, worker: str) -> Op[Recovered | None]:
         """Recover, unless it has shown a sign of life since we looked: we have the write lock now."""
-        if not self._database.leases.is_still_dead(worker):
+        if not (yield from self._database.leases.is_still_dead(worker)):
             return None
         return (yield from recover_worker(worker, self._rng))
 
