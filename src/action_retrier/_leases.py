@@ -43,7 +43,9 @@ class Heartbeat:
         self._leases.release(self._worker)
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
+        wait_s = 0.0  # the first one at once: it tells the others by what they may know our death
+        while not self._stop.wait(wait_s):
+            wait_s = HEARTBEAT_S
             if not self._is_wanted():
                 # The event loop is gone without a goodbye: let others have the runs.
                 self._leases.release(self._worker)
