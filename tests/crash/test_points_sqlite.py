@@ -27,6 +27,7 @@ def test_a_worker_may_die_before_it_writes_a_time_stamp(scene, nth):
     run_id = scene.run("hold", "return")
 
     # Taking the lease writes the first one.
+    # Taking the lease writes the first one.
     assert scene.worker(die="stamp.before", nth=nth + 1, lease_s=1).wait() == KILLED
     story = scene.finish()[run_id]
 

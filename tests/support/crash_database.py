@@ -92,6 +92,9 @@ class CrashDatabase(Protocol):
     def tables(self) -> int:
         """Return how many tables of the library there are."""
 
+    def tells_death(self) -> bool:
+        """Tell whether a worker's death shows at once: a server that has just started trusts leases only."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -143,6 +146,10 @@ class SqliteDatabase:
         """Return how many tables there are."""
         with self.looking() as look:
             return int(look.value("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
+
+    def tells_death(self) -> bool:
+        """A lock file always does."""
+        return True
 
     def close(self) -> None:
         """Nothing is open."""
@@ -207,6 +214,11 @@ class PostgresDatabase:
         """Return how many tables there are."""
         with self.looking() as look:
             return int(look.value("SELECT count(*) FROM pg_tables WHERE schemaname = 'action_retrier'"))
+
+    def tells_death(self) -> bool:
+        """Ask how long the server has been up: it must be longer than a lease."""
+        with self.looking() as look:
+            return bool(look.value("SELECT pg_postmaster_start_time() < clock_timestamp() - interval '11 s'"))
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 
 URL_VARIABLE = "ACTION_RETRIER_TEST_POSTGRES_URL"
@@ -111,16 +112,51 @@ class Server:
                 start_new_session=True,
                 **self._identity(),
             )
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until it accepts connections."""
         give_up_at = time.monotonic() + LIMIT_S
         while True:
             try:
                 psycopg.connect(self.url, connect_timeout=2).close()
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
+                assert self._process is not None
+                assert self._process.poll() is None, self.log()
                 assert time.monotonic() < give_up_at
-                time.sleep(0.02)
+                time.sleep(0.005)
             else:
                 return
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self.folder / "log").read_text("utf-8", "replace")
+
+    def crash(self) -> None:
+        """Kill one of its processes: all others end, and it recovers. Returns when it accepts connections."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            (victim,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        self.wait_until_it_answers()
+
+    def kill(self) -> None:
+        """End the server as a power cut does, all of its processes at once; it does not come back by itself."""
+        assert self._process is not None
+        parent = psutil.Process(self.pid)
+        everything = [*parent.children(recursive=True), parent]
+        parent.suspend()  # it must not look after the others
+        for one in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Stop it, and start it again on the same port."""
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """Stop it, if it runs, without waiting for its clients."""
