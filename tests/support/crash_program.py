@@ -152,6 +152,9 @@ class Program:
             LETHAL[step]()
         elif step == "raise":
             raise RuntimeError("told to raise")
+        elif step == "deaf":  # keeps its transaction open
+            while not self.released:
+                time.sleep(LOOK_S)
         crash_points.reach("callback.end")
 
     def start(self, calls: Iterable[Call]) -> list[str]:

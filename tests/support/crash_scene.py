@@ -1,5 +1,6 @@
 """Where a crash test takes place: a database with witnesses in it, processes around it, the oracle at the end."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,11 @@ class Scene:
         """Have a run completed before what retention keeps."""
         with self.database.looking() as look:
             look.write("UPDATE action_retrier_runs SET completed_at = 0 WHERE id = ?", run_id)
+
+    @staticmethod
+    def now_us() -> int:
+        """Return the instant as the log has it."""
+        return time.monotonic_ns() // 1000
 
     def release(self) -> None:
         """Let the deaf go on."""
