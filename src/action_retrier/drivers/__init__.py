@@ -103,7 +103,8 @@ class Leases(Protocol):
 class Executor(Protocol):
     """A handle of the user's, checked: runs operations in the transaction that it holds."""
 
-    colour: Colour
+    colours: frozenset[Colour]
+    """In which it can be used."""
 
     @property
     def in_transaction(self) -> bool:

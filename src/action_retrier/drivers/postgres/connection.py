@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, Final
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.rows import dict_row
 
 from ..._statements import Rows, Statement
@@ -102,9 +103,35 @@ async def connect_async(target: Target) -> psycopg.AsyncConnection[dict[str, Any
         return await psycopg.AsyncConnection.connect(target.conninfo, **options(target))
 
 
+def _default_adapters() -> AdaptersMap:
+    """Return the adapters that psycopg comes with: those of a user's connection, or of all, may be the user's."""
+    adapters = AdaptersMap(types=psycopg.postgres.types)
+    psycopg.postgres.register_default_adapters(adapters)
+    return adapters
+
+
+_ADAPTERS: Final = _default_adapters()
+
+
+class OurCursor(psycopg.Cursor[dict[str, Any]]):
+    """A cursor that owes nothing to the connection's row factory, cursor factory and adapters."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__(connection, row_factory=dict_row)
+        self._adapters = _ADAPTERS
+
+
+class OurAsyncCursor(psycopg.AsyncCursor[dict[str, Any]]):
+    """A cursor that owes nothing to the connection's row factory, cursor factory and adapters."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__(connection, row_factory=dict_row)
+        self._adapters = _ADAPTERS
+
+
 def execute(connection: psycopg.Connection[Any], statement: Statement, schema: str, now_us: int | None) -> Rows:
-    """Run one statement on a cursor of our own, whatever row factory the connection has."""
-    with psycopg.Cursor(connection, row_factory=dict_row) as cursor:
+    """Run one statement on a cursor of our own, whatever the connection's factories are."""
+    with OurCursor(connection) as cursor:
         cursor.execute(query(statement.name, schema), given(statement, schema, now_us))
         return cursor.fetchall() if cursor.description is not None else []
 
@@ -112,8 +139,8 @@ def execute(connection: psycopg.Connection[Any], statement: Statement, schema: s
 async def execute_async(
     connection: psycopg.AsyncConnection[Any], statement: Statement, schema: str, now_us: int | None
 ) -> Rows:
-    """Run one statement on a cursor of our own, whatever row factory the connection has."""
-    async with psycopg.AsyncCursor(connection, row_factory=dict_row) as cursor:
+    """Run one statement on a cursor of our own, whatever the connection's factories are."""
+    async with OurAsyncCursor(connection) as cursor:
         await cursor.execute(query(statement.name, schema), given(statement, schema, now_us))
         return await cursor.fetchall() if cursor.description is not None else []
 

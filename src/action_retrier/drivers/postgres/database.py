@@ -15,8 +15,10 @@ from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...errors import SchemaMismatch
-from .. import Colour, mask_password
+from .. import Colour, Executor, mask_password
+from ..handle import find
 from .connection import BEGIN, check_commit, connect, is_transient, translated
+from .handle import find as find_raw
 from .leases import PostgresLeases
 from .line import Line
 from .listener import Listener
@@ -227,11 +229,9 @@ class PostgresDatabase:
         if self._pid != os.getpid():
             await asyncio.to_thread(self.open)
 
-    def executor(self, handle: Any, *, writes: bool) -> Any:
+    def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """Return what runs operations through the user's own *handle*; None if it is no such thing."""
-        from .handle import find  # noqa: PLC0415
-
-        return find(handle, self._target, self.installation, self._now_us, writes=writes)
+        return find(handle, lambda raw: find_raw(raw, self._target, self, self._now_us, writes=writes), writes=writes)
 
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""
