@@ -24,9 +24,10 @@ class DaemonThreads:
     is shared with the user's ``to_thread`` calls, which could starve ours.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, *, idle_s: float | None = _IDLE_S) -> None:
         self._size = size
         self._name = name
+        self._idle_s = idle_s  # None: they stay until they are closed
         self._begin()
         _pools.add(self)
 
@@ -86,7 +87,7 @@ class DaemonThreads:
         while True:
             with self._changed:
                 self._idle += 1
-                while not self._tasks and not self._closed and self._changed.wait(_IDLE_S):
+                while not self._tasks and not self._closed and self._changed.wait(self._idle_s):
                     pass
                 self._idle -= 1
                 if not self._tasks:

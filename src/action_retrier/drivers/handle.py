@@ -60,6 +60,10 @@ class Handle(ABC):
     def translated(self) -> contextlib.AbstractContextManager[None]:
         """Turn what the client says of the database, not of a statement, into one of our errors."""
 
+    @abstractmethod
+    def cut(self) -> None:
+        """Have the transaction rolled back, and whoever still uses the connection fail."""
+
     def open(self) -> None:
         """Open what *begin* compares with."""
 

@@ -68,6 +68,10 @@ class AsyncpgHandle(PostgresHandle):
         """Whether a transaction is open on it."""
         return bool(self._connection.is_in_transaction())
 
+    def cut(self) -> None:
+        """Close it without a word; the server rolls back."""
+        self._connection.terminate()
+
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
         """Turn what is wrong with the connection into one of our errors."""

@@ -233,6 +233,10 @@ class PostgresDatabase:
         """Return what runs operations through the user's own *handle*; None if it is no such thing."""
         return find(handle, lambda raw: find_raw(raw, self._target, self, self._now_us, writes=writes), writes=writes)
 
+    def turn_to_write(self) -> contextlib.AbstractContextManager[None]:
+        """Return nothing to wait for: the server has as many writers as it likes."""
+        return contextlib.nullcontext()
+
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it

@@ -14,6 +14,7 @@ from ...errors import InvalidContext
 from .. import Colour
 from ..handle import Control, Handle, libraries
 from .connection import AnyConnection, OurAsyncCursor, OurCursor, execute, execute_async, translated
+from .deadlines import cut
 from .urls import Target
 
 _known: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
@@ -132,6 +133,10 @@ class PsycopgHandle(PostgresHandle):
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
         return self._connection.info.transaction_status == TransactionStatus.INTRANS
+
+    def cut(self) -> None:
+        """Shut its socket down; the server rolls back."""
+        cut(self._connection)
 
     def execute(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own."""

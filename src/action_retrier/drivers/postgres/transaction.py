@@ -34,6 +34,8 @@ class PostgresTransaction:
         self._blocking: psycopg.Connection[Any] | None = None
         self.is_open = True
 
+    threads = None  # user code may run in any
+
     def connection(self, colour: Colour) -> Any:
         """
         Return the connection in the colour of who uses it.

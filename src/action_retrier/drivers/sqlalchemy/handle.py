@@ -70,19 +70,19 @@ class SqlalchemyHandle:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        raw = await self._given.run_sync(self._unwrap)
+        raw = await self._given.run_sync(self.unwrap)
         result: T = await raw.run(op)
         self._remember(raw)
         return result
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        raw = self._unwrap(self._sync)
+        raw = self.unwrap(self._sync)
         result: T = raw.run_sync(op)
         self._remember(raw)
         return result
 
-    def _unwrap(self, handle: "Session | Connection") -> Handle:
+    def unwrap(self, handle: "Session | Connection") -> Handle:
         """Begin the transaction that holds what follows, and return what runs on the driver's connection."""
         try:
             connection = handle.connection() if isinstance(handle, Session) else handle
@@ -129,3 +129,9 @@ class SqlalchemyHandle:
     def _remember(self, raw: Handle) -> None:
         if isinstance(raw, SqliteHandle) and self._root is not None and raw.in_transaction:
             _begun.add(self._root)
+
+
+def remember_begun(connection: Connection | None) -> None:
+    """Note that the transaction of *connection* has really begun, so that nested blocks in it are savepoints."""
+    assert connection is not None
+    _begun.add(connection.get_transaction())

@@ -1,5 +1,7 @@
 """The user's own ``aiosqlite.Connection``."""
 
+import contextlib
+import sqlite3
 from typing import Any
 
 import aiosqlite
@@ -48,6 +50,13 @@ class AiosqliteHandle(SqliteHandle):
     def begins(self) -> str:
         """How transactions are begun; the attribute of Python 3.12 shows only on the connection that it wraps."""
         return how_it_begins(self._connection._conn)  # noqa: SLF001
+
+    def cut(self) -> None:
+        """Have its thread stop what it does; the transaction ends with the connection, which its owner closes."""
+        interrupting = self._connection.interrupt()  # a coroutine that does not wait for anything
+        with contextlib.suppress(StopIteration, ValueError, sqlite3.Error):
+            interrupting.send(None)
+        interrupting.close()
 
     async def execute_async(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own, whatever row or text factory the connection has."""

@@ -265,6 +265,18 @@ class SqliteDatabase:
         assert self._writer is not None
         return self._writer
 
+    @contextlib.contextmanager
+    def turn_to_write(self) -> Iterator[None]:
+        """Queue with other writers for a transaction on a connection that is not ours."""
+        with used_lock_file(self._gate):
+            gate = lock_file(self._gate)
+            gate.acquire()
+            try:
+                with self._users.using():
+                    yield
+            finally:
+                gate.release()
+
     @property
     def path(self) -> Path:
         """The file."""

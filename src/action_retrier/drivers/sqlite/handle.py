@@ -13,6 +13,7 @@ from .. import Colour
 from ..handle import Control, Handle, libraries
 from .connection import execute, is_open, translated
 from .schema import migrate, migration_texts, newest_version, refuse_newer
+from .transaction import expel
 
 T = TypeVar("T")
 
@@ -180,6 +181,10 @@ class ConnectionHandle(SqliteHandle):
     def begins(self) -> str:
         """How transactions are begun."""
         return how_it_begins(self._connection)
+
+    def cut(self) -> None:
+        """Roll it back, whoever is using it, and allow them nothing more."""
+        expel(self._connection)
 
     def execute(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own."""

@@ -1,0 +1,207 @@
+"""A transaction on a connection of the user's engine or framework, that user code borrows from us."""
+
+import contextlib
+import secrets
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from .._statements import Op
+from .._threads import DaemonThreads
+from . import Colour
+from .handle import Control, Handle
+
+T = TypeVar("T")
+
+# User code must not be able to release it by name.
+_NAME = f"action_retrier_{secrets.token_hex(8)}"
+MARK = Control(f"SAVEPOINT {_NAME}")
+UNMARK = Control(f"RELEASE SAVEPOINT {_NAME}")
+_UNDO = Control(f"ROLLBACK TO SAVEPOINT {_NAME}")
+_GONE = frozenset({"3B001", "25P01"})  # SQLSTATEs: there is no such savepoint, or no transaction
+
+
+def refuse(what: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise what user code gets for ending a transaction that is not its own."""
+    raise RuntimeError(
+        f"user code {what}: the transaction commits together with the record that it is done, so nobody "
+        "else may end it. Return (or leave the block) to commit, raise to roll back"
+    ) from cause
+
+
+class LentTransaction:
+    """
+    What transactions of either colour have.
+
+    A savepoint around user code tells whether it ended the transaction: with it the savepoint is
+    gone, whatever transaction is open now.
+    """
+
+    threads: DaemonThreads | None = None
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.is_open = True
+        self.is_abandoned = False
+
+    def connection(self, colour: Colour) -> Any:  # noqa: ARG002 - it has one
+        """Return the driver's own connection."""
+        return self.handle.raw
+
+    def abandon(self) -> None:
+        """Take the connection away from user code that does not return; with it the transaction is rolled back."""
+        self.is_open, self.is_abandoned = False, True
+        self.handle.cut()
+
+    def _explain(self, error: BaseException, *, raised: bool) -> None:
+        """Raise what it means that the savepoint could not be released; what user code has raised says the rest."""
+        # SQLite has one code for all errors of statements, and this statement has only one.
+        is_gone = getattr(error, "sqlstate", None) in _GONE or getattr(error, "sqlite_errorcode", None) == 1
+        if is_gone:
+            refuse("ended the transaction through ctx.db", error)
+        if not raised:
+            with self.handle.translated():
+                raise error
+
+    @abstractmethod
+    def before_user_code(self) -> None:
+        """Prepare what user code receives."""
+
+    @abstractmethod
+    def after_user_code(self, *, raised: bool) -> None:
+        """Take it back. Raises RuntimeError if the transaction has been ended through it."""
+
+
+class BlockingTransaction(LentTransaction):
+    """A transaction of a blocking engine; from async code it is spoken to in a lane."""
+
+    def __init__(self, handle: Handle, lane: DaemonThreads | None = None) -> None:
+        super().__init__(handle)
+        self.threads = lane
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+        return self.handle.run_sync(op)
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+        return await self._lane.run(lambda: self.run_sync(op))
+
+    @property
+    def _lane(self) -> DaemonThreads:
+        assert self.threads is not None
+        return self.threads
+
+    @contextlib.contextmanager
+    def user_code_sync(self) -> Iterator[None]:
+        """Guard a stretch in which user code holds the connection."""
+        self._enter()
+        try:
+            yield
+        except BaseException:
+            if self.is_open:
+                self._leave(raised=True)
+            raise
+        self._leave()
+
+    @contextlib.asynccontextmanager
+    async def user_code(self) -> AsyncIterator[None]:
+        """Guard a stretch in which user code holds the connection."""
+        await self._lane.run(self._enter)
+        try:
+            yield
+        except BaseException:
+            if self.is_open:
+                await self._lane.run(lambda: self._leave(raised=True))
+            raise
+        await self._lane.run(self._leave)
+
+    def _enter(self) -> None:
+        self.handle.execute(MARK)
+        self.before_user_code()
+
+    def _leave(self, *, raised: bool = False) -> None:
+        self.after_user_code(raised=raised)
+        try:
+            self.handle.execute(UNMARK)
+        except self.handle.errors as error:
+            self._explain(error, raised=raised)
+
+    @contextlib.contextmanager
+    def savepoint_sync(self) -> Iterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        self.handle.execute(MARK)
+        try:
+            yield
+        except BaseException:
+            self._undo()
+            raise
+        self.handle.execute(UNMARK)
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        await self._lane.run(lambda: self.handle.execute(MARK))
+        try:
+            yield
+        except BaseException:
+            if self.is_open:
+                await self._lane.run(self._undo)
+            raise
+        await self._lane.run(lambda: self.handle.execute(UNMARK))
+
+    def _undo(self) -> None:
+        if self.is_open:
+            self.handle.execute(_UNDO)
+            self.handle.execute(UNMARK)
+
+
+class AwaitedTransaction(LentTransaction):
+    """A transaction of an async engine."""
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op* in this transaction."""
+        return await self.handle.run(op)
+
+    def run_sync(self, op: Op[T]) -> NoReturn:
+        """Never called: an async engine has async mutations."""
+        raise NotImplementedError
+
+    user_code_sync = savepoint_sync = run_sync
+
+    @contextlib.asynccontextmanager
+    async def user_code(self) -> AsyncIterator[None]:
+        """Guard a stretch in which user code holds the connection."""
+        await self.handle.execute_async(MARK)
+        self.before_user_code()
+        try:
+            yield
+        except BaseException:
+            if self.is_open:
+                await self._leave(raised=True)
+            raise
+        await self._leave()
+
+    async def _leave(self, *, raised: bool = False) -> None:
+        await self.after_user_code_async(raised=raised)
+        try:
+            await self.handle.execute_async(UNMARK)
+        except self.handle.errors as error:
+            self._explain(error, raised=raised)
+
+    @abstractmethod
+    async def after_user_code_async(self, *, raised: bool) -> None:
+        """Do `after_user_code`, which may have to wait."""
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        await self.handle.execute_async(MARK)
+        try:
+            yield
+        except BaseException:
+            if self.is_open:
+                await self.handle.execute_async(_UNDO)
+                await self.handle.execute_async(UNMARK)
+            raise
+        await self.handle.execute_async(UNMARK)
