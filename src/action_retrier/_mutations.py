@@ -117,9 +117,12 @@ class Mutations:
             done.set()
 
         with transaction.user_code_sync():
+            begun_us = self._clock.monotonic_us()
             (transaction.threads or self._threads).submit(work)
             if not done.wait(mutation.timeout_ms / 1000):
                 transaction.abandon()
+                raise MutationTimeout(mutation)
+            if self._clock.monotonic_us() - begun_us > mutation.timeout_ms * 1000:  # it ran in this very thread
                 raise MutationTimeout(mutation)
             return ended.outcome()
 

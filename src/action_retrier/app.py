@@ -105,7 +105,7 @@ class App:
             namespace=namespace,
             retention_us=round(retention_days * _DAY_US),
         )
-        self._threads = DaemonThreads(4, "action-retrier-app")
+        self._threads = DaemonThreads(4, "action-retrier-app", around=self._database.in_user_thread)
 
     @property
     def namespace(self) -> str:

@@ -206,6 +206,9 @@ class Database(Protocol):
     def transaction_sync(self) -> AbstractContextManager[Transaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
 
+    def in_user_thread(self) -> AbstractContextManager[None]:
+        """See, around user code in a thread of ours, to what it has opened there for the thread."""
+
     def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """
         Return what runs operations through the user's own *handle*; None if it is no such thing.

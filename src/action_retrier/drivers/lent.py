@@ -134,6 +134,10 @@ class LentDatabase(ABC):
         """Run an operation in a transaction of its own."""
         return self.underneath.write_sync(make, patience_s=patience_s, apart=apart)
 
+    def in_user_thread(self) -> AbstractContextManager[None]:
+        """See, around user code in a thread of ours, to what it has opened there for the thread."""
+        return self.underneath.in_user_thread()
+
     def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """Return what runs operations through the user's own *handle*."""
         return self.underneath.executor(handle, writes=writes)
@@ -159,9 +163,7 @@ class Lanes:
         self._idle: list[DaemonThreads] = []
 
     @contextlib.asynccontextmanager
-    async def entered(
-        self, make: Callable[[DaemonThreads], AbstractContextManager[B]]
-    ) -> AsyncIterator[B]:
+    async def entered(self, make: Callable[[DaemonThreads], AbstractContextManager[B]]) -> AsyncIterator[B]:
         """Enter and leave a transaction in a lane that it has for itself."""
         lane = self._take()
         manager = make(lane)
@@ -169,20 +171,19 @@ class Lanes:
         try:
             transaction = await asyncio.shield(entering)
         except BaseException as error:
+            problem = error
             if isinstance(error, asyncio.CancelledError):
-                lane.submit(lambda: _leave(manager, error))  # once it has been entered
+                lane.submit(lambda: _leave(manager, problem))  # once it has been entered
             self._give_back(lane)
             raise
         try:
             yield transaction
         except BaseException as error:
+            problem = error
             if transaction.is_abandoned:
-                # User code has the lane: another thread ends what it leaves behind.
-                leave = DaemonThreads(1, self._name)
-                await asyncio.shield(leave.run(lambda: _leave(manager, error)))
-                leave.close()
+                lane.submit(lambda: _leave(manager, problem))  # once user code, which has the lane, returns
             else:
-                await asyncio.shield(lane.run(lambda: _leave(manager, error)))
+                await asyncio.shield(lane.run(lambda: _leave(manager, problem)))
             raise
         else:
             await asyncio.shield(lane.run(lambda: manager.__exit__(None, None, None)))

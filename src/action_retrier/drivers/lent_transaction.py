@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from .._statements import Op
-from .._threads import DaemonThreads
-from . import Colour
+from . import Colour, Threads
 from .handle import Control, Handle
 
 T = TypeVar("T")
@@ -37,10 +36,11 @@ class LentTransaction:
     gone, whatever transaction is open now.
     """
 
-    threads: DaemonThreads | None = None
+    threads: Threads | None = None
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, turn: contextlib.ExitStack | None = None) -> None:
         self.handle = handle
+        self._turn = turn or contextlib.ExitStack()
         self.is_open = True
         self.is_abandoned = False
 
@@ -52,6 +52,7 @@ class LentTransaction:
         """Take the connection away from user code that does not return; with it the transaction is rolled back."""
         self.is_open, self.is_abandoned = False, True
         self.handle.cut()
+        self._turn.close()
 
     def _explain(self, error: BaseException, *, raised: bool) -> None:
         """Raise what it means that the savepoint could not be released; what user code has raised says the rest."""
@@ -75,9 +76,9 @@ class LentTransaction:
 class BlockingTransaction(LentTransaction):
     """A transaction of a blocking engine; from async code it is spoken to in a lane."""
 
-    def __init__(self, handle: Handle, lane: DaemonThreads | None = None) -> None:
-        super().__init__(handle)
-        self.threads = lane
+    def __init__(self, handle: Handle, turn: contextlib.ExitStack, threads: Threads | None) -> None:
+        super().__init__(handle, turn)
+        self.threads = threads
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
@@ -85,12 +86,8 @@ class BlockingTransaction(LentTransaction):
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        return await self._lane.run(lambda: self.run_sync(op))
-
-    @property
-    def _lane(self) -> DaemonThreads:
         assert self.threads is not None
-        return self.threads
+        return await self.threads.run(lambda: self.run_sync(op))
 
     @contextlib.contextmanager
     def user_code_sync(self) -> Iterator[None]:
@@ -107,14 +104,22 @@ class BlockingTransaction(LentTransaction):
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
-        await self._lane.run(self._enter)
+        async with self._in_lane(self.user_code_sync()):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _in_lane(self, manager: contextlib.AbstractContextManager[None]) -> AsyncIterator[None]:
+        lane = self.threads
+        assert lane is not None
+        await lane.run(manager.__enter__)
         try:
             yield
-        except BaseException:
-            if self.is_open:
-                await self._lane.run(lambda: self._leave(raised=True))
+        except BaseException as raised:
+            if self.is_open:  # else user code has the lane
+                error = raised
+                await lane.run(lambda: manager.__exit__(type(error), error, error.__traceback__))
             raise
-        await self._lane.run(self._leave)
+        await lane.run(lambda: manager.__exit__(None, None, None))
 
     def _enter(self) -> None:
         self.handle.execute(MARK)
@@ -134,26 +139,17 @@ class BlockingTransaction(LentTransaction):
         try:
             yield
         except BaseException:
-            self._undo()
+            if self.is_open:
+                self.handle.execute(_UNDO)
+                self.handle.execute(UNMARK)
             raise
         self.handle.execute(UNMARK)
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        await self._lane.run(lambda: self.handle.execute(MARK))
-        try:
+        async with self._in_lane(self.savepoint_sync()):
             yield
-        except BaseException:
-            if self.is_open:
-                await self._lane.run(self._undo)
-            raise
-        await self._lane.run(lambda: self.handle.execute(UNMARK))
-
-    def _undo(self) -> None:
-        if self.is_open:
-            self.handle.execute(_UNDO)
-            self.handle.execute(UNMARK)
 
 
 class AwaitedTransaction(LentTransaction):

@@ -42,7 +42,7 @@ class DjangoHandle:
         if connection.needs_rollback:
             raise self._invalid("whose atomic block has failed", "leave the block, which rolls it back")
         connection.ensure_connection()
-        self._raw = self._find(find_raw)
+        self.raw = self._find(find_raw)
 
     def _invalid(self, what: str, remedy: str) -> InvalidContext:
         return InvalidContext(problem=f"ctx is the Django connection {self._connection.alias!r} {what}", remedy=remedy)
@@ -68,5 +68,5 @@ class DjangoHandle:
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        result: T = self._raw.run_sync(op)
+        result: T = self.raw.run_sync(op)
         return result

@@ -237,6 +237,10 @@ class PostgresDatabase:
         """Return nothing to wait for: the server has as many writers as it likes."""
         return contextlib.nullcontext()
 
+    def in_user_thread(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: user code has no connections of ours but those it is lent."""
+        return contextlib.nullcontext()
+
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it

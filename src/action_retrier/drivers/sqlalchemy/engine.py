@@ -81,7 +81,8 @@ class EngineDatabase(_EngineDatabase):
     @contextlib.contextmanager
     def _opened(self, isolation: Isolation, lane: DaemonThreads | None) -> Iterator[EngineTransaction]:
         self.open()
-        with self.underneath.turn_to_write():
+        with contextlib.ExitStack() as turn:
+            turn.enter_context(self.underneath.turn_to_write())
             connection = self._sync_engine.connect()
             transaction: EngineTransaction | None = None
             try:
@@ -91,9 +92,13 @@ class EngineDatabase(_EngineDatabase):
                 with handle.translated():
                     drive(handle.begin(), handle.execute)
                 remember_begun(connection)
-                transaction = EngineTransaction(connection, handle, lane)
+                transaction = EngineTransaction(connection, handle, turn, lane)
                 yield transaction
                 transaction.commit()
+            except BaseException:
+                if transaction is None or transaction.is_open:
+                    _roll_back(connection)
+                raise
             finally:
                 _return(connection, is_abandoned=transaction is not None and transaction.is_abandoned)
                 if transaction is not None:
@@ -105,6 +110,14 @@ class EngineDatabase(_EngineDatabase):
         """Open a transaction of the engine's, in a thread of its own: commit on exit, rollback on error."""
         async with self._lanes.entered(lambda lane: self._opened(isolation, lane)) as transaction:
             yield transaction
+
+
+def _roll_back(connection: Connection) -> None:
+    """Roll back at the driver's: of a commit that was refused, SQLAlchemy believes that the transaction has ended."""
+    try:
+        connection.connection.rollback()
+    except Exception:  # noqa: BLE001 - a connection that cannot even do that is replaced
+        connection.invalidate()
 
 
 def _return(connection: Connection, *, is_abandoned: bool) -> None:
@@ -152,6 +165,10 @@ class AsyncEngineDatabase(_EngineDatabase):
                 yield transaction
                 if transaction.is_open:
                     await connection.commit()
+            except BaseException:
+                if transaction.is_open:
+                    await asyncio.shield(connection.run_sync(_roll_back))
+                raise
             finally:
                 transaction.is_open = False
                 if transaction.is_abandoned:

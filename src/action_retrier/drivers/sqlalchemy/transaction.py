@@ -62,8 +62,10 @@ def _refuse(*tried: str) -> NoReturn:
 class EngineTransaction(BlockingTransaction):
     """A transaction of a blocking engine."""
 
-    def __init__(self, connection: Connection, handle: Handle, lane: DaemonThreads | None) -> None:
-        super().__init__(handle, lane)
+    def __init__(
+        self, connection: Connection, handle: Handle, turn: contextlib.ExitStack, lane: DaemonThreads | None
+    ) -> None:
+        super().__init__(handle, turn, lane)
         self._connection = connection
         self._guard = _Guard(connection)
         self.session: Session | None = None

@@ -291,6 +291,10 @@ class SqliteDatabase:
         """Return what runs operations through the user's own *handle*; None if it is no such thing."""
         return find(handle, lambda raw: find_raw(raw, self, self._clock, writes=writes), writes=writes)
 
+    def in_user_thread(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: user code has no connections of ours but those it is lent."""
+        return contextlib.nullcontext()
+
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
