@@ -141,8 +141,10 @@ class Executor(Protocol):
 class Database(Protocol):
     """One database and one namespace's way to it."""
 
-    url: str
-    """As given, with the password masked."""
+    @property
+    def url(self) -> str:
+        """As given, with the password masked."""
+
     mutation_colours: frozenset[Colour]
     """Which colours of mutations it can serve."""
 
@@ -257,11 +259,11 @@ def _open_engine(engine: object, *, clock: Clock, auto_migrate: bool) -> Databas
     if "AsyncEngine" in kinds:
         from .sqlalchemy.engine import AsyncEngineDatabase  # noqa: PLC0415 - only the driver that is used is imported
 
-        return AsyncEngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # seen by its name
+        return AsyncEngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # known by its name
     if "Engine" in kinds:
         from .sqlalchemy.engine import EngineDatabase  # noqa: PLC0415 - as above
 
-        return EngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # seen by its name
+        return EngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # known by its name
     raise ValueError(
         f"database must be a URL such as sqlite:///app.db, or a SQLAlchemy engine, not {type(engine).__name__}"
     )

@@ -64,10 +64,10 @@ class Handle(ABC):
     def cut(self) -> None:
         """Have the transaction rolled back, and whoever still uses the connection fail."""
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 - some have nothing to open
         """Open what *begin* compares with."""
 
-    async def open_async(self) -> None:
+    async def open_async(self) -> None:  # noqa: B027 - as `open`
         """Open what *begin* compares with."""
 
     def execute(self, statement: Statement) -> Rows:

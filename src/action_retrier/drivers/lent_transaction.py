@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -64,6 +64,14 @@ class LentTransaction:
             with self.handle.translated():
                 raise error
 
+
+class BlockingTransaction(LentTransaction, ABC):
+    """A transaction of a blocking engine; from async code it is spoken to in a lane."""
+
+    def __init__(self, handle: Handle, turn: contextlib.ExitStack, threads: Threads | None) -> None:
+        super().__init__(handle, turn)
+        self.threads = threads
+
     @abstractmethod
     def before_user_code(self) -> None:
         """Prepare what user code receives."""
@@ -71,14 +79,6 @@ class LentTransaction:
     @abstractmethod
     def after_user_code(self, *, raised: bool) -> None:
         """Take it back. Raises RuntimeError if the transaction has been ended through it."""
-
-
-class BlockingTransaction(LentTransaction):
-    """A transaction of a blocking engine; from async code it is spoken to in a lane."""
-
-    def __init__(self, handle: Handle, turn: contextlib.ExitStack, threads: Threads | None) -> None:
-        super().__init__(handle, turn)
-        self.threads = threads
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
@@ -152,18 +152,32 @@ class BlockingTransaction(LentTransaction):
             yield
 
 
-class AwaitedTransaction(LentTransaction):
+class AwaitedTransaction(LentTransaction, ABC):
     """A transaction of an async engine."""
+
+    @abstractmethod
+    def before_user_code(self) -> None:
+        """Prepare what user code receives."""
+
+    @abstractmethod
+    async def after_user_code(self, *, raised: bool) -> None:
+        """Take it back. Raises RuntimeError if the transaction has been ended through it."""
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
         return await self.handle.run(op)
 
-    def run_sync(self, op: Op[T]) -> NoReturn:
+    def run_sync(self, op: Op[T]) -> T:
         """Never called: an async engine has async mutations."""
         raise NotImplementedError
 
-    user_code_sync = savepoint_sync = run_sync
+    def user_code_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Never called, as `run_sync`."""
+        raise NotImplementedError
+
+    def savepoint_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Never called, as `run_sync`."""
+        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
@@ -179,15 +193,11 @@ class AwaitedTransaction(LentTransaction):
         await self._leave()
 
     async def _leave(self, *, raised: bool = False) -> None:
-        await self.after_user_code_async(raised=raised)
+        await self.after_user_code(raised=raised)
         try:
             await self.handle.execute_async(UNMARK)
         except self.handle.errors as error:
             self._explain(error, raised=raised)
-
-    @abstractmethod
-    async def after_user_code_async(self, *, raised: bool) -> None:
-        """Do `after_user_code`, which may have to wait."""
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:

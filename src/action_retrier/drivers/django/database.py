@@ -40,7 +40,7 @@ class DjangoDatabase(LentDatabase):
         self._lock = threading.Lock()
         self._underneath: Any = None
         self._address = ""
-        self._lanes = Lanes("action-retrier-django", at_end=lambda: connections[self._alias].close())
+        self._lanes = Lanes("action-retrier-django", at_end=self._close_here)
 
     @property
     def url(self) -> str:
@@ -77,6 +77,9 @@ class DjangoDatabase(LentDatabase):
         with self._lock:
             if self._underneath is not None:
                 self._underneath.close()
+
+    def _close_here(self) -> None:
+        connections[self._alias].close()
 
     @contextlib.contextmanager
     def in_user_thread(self) -> Iterator[None]:
@@ -116,7 +119,7 @@ class DjangoDatabase(LentDatabase):
                 if not is_inner:
                     turn.enter_context(self.underneath.turn_to_write())
                 with transaction.atomic(using=self._alias):
-                    handle = DjangoHandle(connection, self._find_raw, writes=True).raw
+                    handle = DjangoHandle(connection, self._find_raw, writes=True).unwrap()
                     if connection.vendor == "postgresql" and not is_inner:
                         handle.execute(Control(f"SET TRANSACTION ISOLATION LEVEL {isolation.upper()}"))
                         handle.execute(Control(PROTECT))

@@ -28,27 +28,33 @@ class DjangoHandle:
 
     def __init__(self, connection: Any, find_raw: FindRaw, *, writes: bool) -> None:
         self._connection = connection
+        self._find_raw = find_raw
+        self._writes = writes
+
+    def _check(self) -> None:
+        connection = self._connection
         try:
             connection.validate_thread_sharing()
         except DatabaseError as error:
             raise self._invalid("of another thread", "use django.db.connections in the thread of the call") from error
         if connection.closed_in_transaction:
             raise self._invalid("that was closed inside its atomic block", "leave the block first")
-        if writes and not connection.in_atomic_block:
+        if self._writes and not connection.in_atomic_block:
             raise self._invalid(
                 "outside of atomic",
                 "make the call inside transaction.atomic(), or pass the app to have it commit by itself",
             )
         if connection.needs_rollback:
             raise self._invalid("whose atomic block has failed", "leave the block, which rolls it back")
-        connection.ensure_connection()
-        self.raw = self._find(find_raw)
 
     def _invalid(self, what: str, remedy: str) -> InvalidContext:
         return InvalidContext(problem=f"ctx is the Django connection {self._connection.alias!r} {what}", remedy=remedy)
 
-    def _find(self, find_raw: FindRaw) -> Handle:
-        raw = find_raw(self._connection.connection)
+    def unwrap(self) -> Handle:
+        """Return what runs on the driver's connection."""
+        self._check()
+        self._connection.ensure_connection()
+        raw = self._find_raw(self._connection.connection)
         if raw is None:
             raise self._invalid(
                 f"on {self._connection.vendor}, by {type(self._connection.connection).__module__.partition('.')[0]}, "
@@ -68,5 +74,5 @@ class DjangoHandle:
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        result: T = self.raw.run_sync(op)
+        result: T = self.unwrap().run_sync(op)
         return result

@@ -106,7 +106,8 @@ class PsycopgHandle(PostgresHandle):
             raise InvalidContext(problem=f"ctx is a psycopg {kind} that is closed", remedy="pass one that is open")
         if connection.pgconn.pipeline_status != PipelineStatus.OFF:
             raise InvalidContext(
-                problem=f"ctx is a psycopg {kind} in pipeline mode", remedy="make the call outside of the pipeline block"
+                problem=f"ctx is a psycopg {kind} in pipeline mode",
+                remedy="make the call outside of the pipeline block",
             )
         match connection.info.transaction_status:
             case TransactionStatus.INERROR:

@@ -18,7 +18,6 @@ from .handle import SqlalchemyHandle, remember_begun
 from .transaction import AsyncEngineTransaction, EngineTransaction
 from .urls import url_of
 
-
 _THREADS = 8
 
 

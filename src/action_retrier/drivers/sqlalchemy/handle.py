@@ -88,7 +88,7 @@ class SqlalchemyHandle:
             connection = handle.connection() if isinstance(handle, Session) else handle
             if not connection.in_transaction():
                 connection.begin()  # as the first statement would
-            driver = connection.connection.driver_connection
+            driver: Any = connection.connection.driver_connection
         except exc.UnboundExecutionError as error:
             raise self._invalid(
                 "that has no connection of its own to use (its binds depend on the mapper)",

@@ -111,7 +111,7 @@ class AsyncEngineTransaction(AwaitedTransaction):
         self.session = AsyncSession(bind=self._connection, **options)
         self._guard.watch(self.session.sync_session)
 
-    async def after_user_code_async(self, *, raised: bool) -> None:
+    async def after_user_code(self, *, raised: bool) -> None:
         """Flush the session, unless all is lost, and close it. Raises RuntimeError."""
         session, self.session = self.session, None
         assert session is not None
