@@ -54,6 +54,12 @@ class LentTransaction:
         self.handle.cut()
         self._turn.close()
 
+    def _check_not_lost(self) -> None:
+        """Raise rather than begin another transaction, or commit each statement by itself."""
+        if not self.handle.in_transaction:
+            self.is_open = False
+            refuse("ended the transaction, or an error of the database did")
+
     def _explain(self, error: BaseException, *, raised: bool) -> None:
         """Raise what it means that the savepoint could not be released; what user code has raised says the rest."""
         # SQLite has one code for all errors of statements, and this statement has only one.
@@ -82,6 +88,7 @@ class BlockingTransaction(LentTransaction, ABC):
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
+        self._check_not_lost()
         return self.handle.run_sync(op)
 
     async def run(self, op: Op[T]) -> T:
@@ -140,8 +147,11 @@ class BlockingTransaction(LentTransaction, ABC):
             yield
         except BaseException:
             if self.is_open:
-                self.handle.execute(_UNDO)
-                self.handle.execute(UNMARK)
+                try:
+                    self.handle.execute(_UNDO)
+                    self.handle.execute(UNMARK)
+                except self.handle.errors:
+                    self.is_open = False  # it is lost as a whole, and what raised says why
             raise
         self.handle.execute(UNMARK)
 
@@ -165,6 +175,7 @@ class AwaitedTransaction(LentTransaction, ABC):
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
+        self._check_not_lost()
         return await self.handle.run(op)
 
     def run_sync(self, op: Op[T]) -> T:
@@ -207,7 +218,10 @@ class AwaitedTransaction(LentTransaction, ABC):
             yield
         except BaseException:
             if self.is_open:
-                await self.handle.execute_async(_UNDO)
-                await self.handle.execute_async(UNMARK)
+                try:
+                    await self.handle.execute_async(_UNDO)
+                    await self.handle.execute_async(UNMARK)
+                except self.handle.errors:
+                    self.is_open = False  # it is lost as a whole, and what raised says why
             raise
         await self.handle.execute_async(UNMARK)

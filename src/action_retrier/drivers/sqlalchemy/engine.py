@@ -95,7 +95,7 @@ class EngineDatabase(_EngineDatabase):
                 yield transaction
                 transaction.commit()
             except BaseException:
-                if transaction is None or transaction.is_open:
+                if transaction is None or not transaction.is_abandoned:
                     _roll_back(connection)
                 raise
             finally:
@@ -165,7 +165,7 @@ class AsyncEngineDatabase(_EngineDatabase):
                 if transaction.is_open:
                     await connection.commit()
             except BaseException:
-                if transaction.is_open:
+                if not transaction.is_abandoned:
                     await asyncio.shield(connection.run_sync(_roll_back))
                 raise
             finally:

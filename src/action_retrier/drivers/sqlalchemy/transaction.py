@@ -15,10 +15,11 @@ from ..lent_transaction import AwaitedTransaction, BlockingTransaction, refuse
 
 class _Guard:
     """
-    Notices what ends the transaction, as long as user code holds the session or the connection.
+    Notices what would end the transaction, as long as user code holds the session or the connection.
 
-    A commit is refused. A rollback may also be SQLAlchemy's own, after a flush that failed: it happens, the
-    error that it follows from goes its way, and who swallows that finds the transaction refused at the end.
+    A session lives in a savepoint, so that a flush that fails, after which SQLAlchemy rolls back by itself, does
+    not take along what is not the session's. A commit is refused. A rollback may be SQLAlchemy's own: it happens,
+    the error that it follows goes its way, and who swallows that finds the transaction refused at the end.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -72,19 +73,19 @@ class EngineTransaction(BlockingTransaction):
 
     def before_user_code(self) -> None:
         """Open a session in the transaction; each stretch of user code has its own."""
-        self.session = Session(bind=self._connection, join_transaction_mode="rollback_only")
+        self.session = Session(bind=self._connection, join_transaction_mode="create_savepoint")
         self._guard.watch(self.session)
 
     def after_user_code(self, *, raised: bool) -> None:
         """Flush the session, unless all is lost, and close it. Raises RuntimeError."""
         session, self.session = self.session, None
         assert session is not None
+        tried = self._guard.end()
         try:
-            if not raised:
-                session.flush()
+            if not raised and not tried:
+                session.commit()  # flushes it, and releases its savepoint
         finally:
-            tried = self._guard.end()
-            with contextlib.suppress(SQLAlchemyError):  # where it was ended, it does not even close
+            with contextlib.suppress(SQLAlchemyError):  # of a transaction that was ended there is nothing to undo
                 session.close()
         if tried and not raised:
             _refuse(*tried)
@@ -107,7 +108,7 @@ class AsyncEngineTransaction(AwaitedTransaction):
 
     def before_user_code(self) -> None:
         """Open a session in the transaction; each stretch of user code has its own."""
-        options: dict[str, Any] = {"join_transaction_mode": "rollback_only", "expire_on_commit": False}
+        options: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
         self.session = AsyncSession(bind=self._connection, **options)
         self._guard.watch(self.session.sync_session)
 
@@ -115,12 +116,12 @@ class AsyncEngineTransaction(AwaitedTransaction):
         """Flush the session, unless all is lost, and close it. Raises RuntimeError."""
         session, self.session = self.session, None
         assert session is not None
+        tried = self._guard.end()
         try:
-            if not raised:
-                await session.flush()
+            if not raised and not tried:
+                await session.commit()  # flushes it, and releases its savepoint
         finally:
-            tried = self._guard.end()
-            with contextlib.suppress(SQLAlchemyError):  # where it was ended, it does not even close
+            with contextlib.suppress(SQLAlchemyError):  # of a transaction that was ended there is nothing to undo
                 await session.close()
         if tried and not raised:
             _refuse(*tried)
