@@ -34,8 +34,9 @@ from action_retrier._ops.reports import CallbackMark, Settled, apply_moves
 from action_retrier._ops.starts import Start, start_runs
 from action_retrier._ops.workers import recover_worker, register_worker
 from action_retrier._policy import RetryPolicy, policy_from_json
-from action_retrier._statements import Op
+from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, Executor, Transaction, open_database
+from action_retrier.drivers.postgres.guarded import BlockingTwin
 from action_retrier.results import Run, RunStatus
 from action_retrier.testing import ManualClock
 
@@ -70,6 +71,9 @@ class System(Protocol):
 
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
+
+    def writer_held(self, database: Database) -> AbstractContextManager[None]:
+        """Have writes wait for their turn on *database* meanwhile."""
 
     def close(self) -> None:
         """Close what tests have opened."""
@@ -120,6 +124,12 @@ class SqliteSystem:
         """Return how many writes wait for the writing connection."""
         return len(database._writer._queue)
 
+    @contextlib.contextmanager
+    def writer_held(self, database: Database) -> Iterator[None]:
+        """Hold the lock that there is one of."""
+        with database.transaction_sync():
+            yield
+
     def close(self) -> None:
         """Close what tests have opened."""
         for one in reversed(self._opened):
@@ -156,7 +166,9 @@ class PostgresSystem:
         return self._look.execute(f"SELECT * FROM {self.schema}.{name}").fetchall()  # noqa: S608
 
     def write_note(self, connection: Any, text: str) -> None:
-        """Write to the user's own table."""
+        """Write to the user's own table, without waiting where one would have to await."""
+        if isinstance(connection, psycopg.AsyncConnection):
+            connection = BlockingTwin(connection)
         connection.execute(f"INSERT INTO {self.schema}_own.notes (text) VALUES (%s)", (text,))  # noqa: S608
 
     def notes(self) -> list[str]:
@@ -167,6 +179,24 @@ class PostgresSystem:
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
         return len(database._writer._queue)
+
+    @contextlib.contextmanager
+    def writer_held(self, database: Database) -> Iterator[None]:
+        """Keep the writing session's thread busy."""
+        holds, go_on = threading.Event(), threading.Event()
+
+        def hold() -> Op[None]:
+            holds.set()
+            go_on.wait(LIMIT_S)
+            yield Statement("select_workers", {"namespace": NAMESPACE})
+
+        held = in_thread(database.write_sync, hold)
+        assert holds.wait(LIMIT_S)
+        try:
+            yield
+        finally:
+            go_on.set()
+            held.result(LIMIT_S)
 
     def close(self) -> None:
         """Close what tests have opened, and leave nothing behind."""
@@ -290,11 +320,11 @@ class Store:
     def write_together(self, *makes: Callable[[], Op[Any]]) -> list[Any]:
         """Write operations that wait for their turn at the same time; return results, or what they raised."""
         if self._loop is None:
-            with self.transaction():
+            with self.system.writer_held(self.database):
                 ended = [in_thread(self.database.write_sync, make) for make in makes]
                 until(lambda: self.system.waiting(self.database) == len(makes))
             return [one.exception(LIMIT_S) or one.result() for one in ended]
-        with self.transaction():
+        with self.system.writer_held(self.database):
             tasks = [self._loop.create_task(self.database.write(make)) for make in makes]
             while self.system.waiting(self.database) < len(makes):
                 self.wait(asyncio.sleep(0))
@@ -407,7 +437,7 @@ class Store:
     def report(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> bool:
         """Settle a claimed attempt and write what follows; tell whether it still owned its run."""
         settled = self.settled(row, worker, outcome, callback)
-        return row["id"] in self.write(apply_moves, [settled])
+        return row["id"] in self.write(apply_moves, [settled]).owned
 
     def settled(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> Settled:
         attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
@@ -419,7 +449,7 @@ class Store:
 
     def lose(self, worker: Claimant) -> int:
         """Have a worker die and be recovered; return how many runs it had."""
-        return self.write(recover_worker, worker.id, self.rng)
+        return self.write(recover_worker, worker.id, self.rng).settled
 
     def claim_callbacks(self, worker: Claimant, count: int = 100, max_losses: int = ANY_LOSSES) -> list[Any]:
         return self.write(claim_callbacks, worker, count, max_losses)

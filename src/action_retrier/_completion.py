@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
 from ._functions import Mutation
 from ._lifecycle import Finish, Move, State, callback_delay_us
 from ._mutations import Mutations
-from ._ops.reports import CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
+from ._ops.reports import Applied, CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
 from ._registry import Registry
 from ._statements import Row
 from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
+
+Fate = Literal["written", "busy", "superseded"]
+"""What became of a report; a busy run's is to be written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,67 +69,83 @@ class Completion:
         self._mutations = mutations
         self._rng = rng
 
-    async def write(self, reports: Sequence[Report]) -> None:
-        """Write reports whose callbacks, if any, are not called now. All in one transaction."""
-        settled = [report.settled() for report in reports]
-        owned = await self._database.write(lambda: apply_moves(settled))
-        for report in reports:
-            _tell(report, owned=report.run_id in owned)
+    async def write(self, reports: Sequence[Report]) -> list[Report]:
+        """
+        Write reports whose callbacks, if any, are not called now. All in one transaction.
 
-    async def complete(self, reports: Sequence[Report]) -> None:
+        Returns:
+            Those that could not be written yet: somebody's open transaction holds the runs.
+        """
+        settled = [report.settled() for report in reports]
+        applied = await self._database.write(lambda: apply_moves(settled))
+        for report in reports:
+            _tell(report, _fate(report, applied))
+        return [report for report in reports if _fate(report, applied) == "busy"]
+
+    async def complete(self, reports: Sequence[Report]) -> list[Report]:
         """
         End runs and call back, in the same transaction.
 
         Serializable callbacks have a transaction each. Those that opted into *read committed*
         share one, each in its savepoint; if the shared one fails, each is done again by itself.
+
+        Returns:
+            As `write`.
         """
         shared = [report for report in reports if self._callback(report).isolation == "read committed"]
+        busy: list[Report] = []
         if len(shared) > 1:
             try:
-                async with self._database.transaction() as transaction:
-                    owned = [await self._complete_in(transaction, report) for report in shared]
+                async with self._database.transaction("read committed") as transaction:
+                    became = [await self._complete_in(transaction, report) for report in shared]
             except BaseException as error:
                 if _is_being_canceled():
                     raise
                 logger.info("a shared transaction of callbacks failed; each is done alone (%s)", type(error).__name__)
             else:
-                for report, is_owned in zip(shared, owned, strict=True):
-                    _tell(report, owned=is_owned)
+                for report, fate in zip(shared, became, strict=True):
+                    _tell(report, fate)
+                busy = [report for report, fate in zip(shared, became, strict=True) if fate == "busy"]
                 reports = [report for report in reports if report not in shared]
         for report in reports:
-            await self._complete_alone(report)
+            if await self._complete_alone(report) == "busy":
+                busy.append(report)
+        return busy
 
-    async def _complete_in(self, transaction: Transaction, report: Report) -> bool:
+    async def _complete_in(self, transaction: Transaction, report: Report) -> Fate:
         try:
             async with transaction.savepoint():
                 return await self._finish_and_call(transaction, report)
         except BaseException as error:
-            if not transaction.is_open or _is_being_canceled():
+            if not transaction.is_open or _is_being_canceled() or self._database.is_transient(error):
                 raise
-            return bool(await transaction.run(apply_moves([report.settled(self._postponed(report, error))])))
+            applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error))]))
+            return _fate(report, applied)
 
-    async def _complete_alone(self, report: Report) -> None:
+    async def _complete_alone(self, report: Report) -> Fate:
         try:
-            async with self._database.transaction() as transaction:
-                owned = await self._finish_and_call(transaction, report)
+            fate = await self._mutations.in_transaction(
+                self._callback(report), lambda transaction: self._finish_and_call(transaction, report)
+            )
         except BaseException as error:
             if _is_being_canceled():
                 raise
             # The outcome stays, and the callback alone is tried again.
             settled = report.settled(self._postponed(report, error))
-            owned = bool(await self._database.write(lambda: apply_moves([settled])))
-        _tell(report, owned=owned)
+            fate = _fate(report, await self._database.write(lambda: apply_moves([settled])))
+        _tell(report, fate)
+        return fate
 
-    async def _finish_and_call(self, transaction: Transaction, report: Report) -> bool:
-        """Write the end and call back. False: the run is not this attempt's any more, and nothing was done."""
-        if not await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])):
-            return False
-        callback = self._callback(report)
-        arguments = callback.callback_arguments(
-            run_id=report.run_id, result=_result(report.move), context=report.context
-        )
-        await self._mutations.call(transaction, callback, arguments)
-        return True
+    async def _finish_and_call(self, transaction: Transaction, report: Report) -> Fate:
+        """Write the end and call back, unless the run is not this attempt's any more, or nobody's for now."""
+        fate = _fate(report, await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])))
+        if fate == "written":
+            callback = self._callback(report)
+            arguments = callback.callback_arguments(
+                run_id=report.run_id, result=_result(report.move), context=report.context
+            )
+            await self._mutations.call(transaction, callback, arguments)
+        return fate
 
     def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)
@@ -137,12 +156,14 @@ class Completion:
         """Call a callback that has been claimed, alone in a transaction of its own."""
         run_id, tries = row["id"], row["callback_tries"]
         callback = self._registry.mutations[row["on_complete"]]
-        try:
-            async with self._database.transaction() as transaction:
-                if not await transaction.run(finish_callback(run_id, worker, tries)):
-                    return
+
+        async def finish_and_call(transaction: Transaction) -> None:
+            if await transaction.run(finish_callback(run_id, worker, tries)):
                 arguments = callback.callback_arguments(run_id=run_id, result=_result_of(row), context=row["context"])
                 await self._mutations.call(transaction, callback, arguments)
+
+        try:
+            await self._mutations.in_transaction(callback, finish_and_call)
         except BaseException as error:
             if _is_being_canceled():
                 raise
@@ -188,11 +209,19 @@ def _describe(run_id: str, name: str, error: BaseException) -> tuple[str, str]:
     return clean_text(f"{error_type}: {message}", ERROR_LIMIT), traceback
 
 
-def _tell(report: Report, *, owned: bool) -> None:
+def _fate(report: Report, applied: Applied) -> Fate:
+    if report.run_id in applied.busy:
+        return "busy"
+    return "written" if report.run_id in applied.owned else "superseded"
+
+
+def _tell(report: Report, fate: Fate) -> None:
     """One line for each end of an attempt: never a message, an argument or a result."""
     extra = {"run_id": report.run_id, "attempt": report.attempt}
     move = report.move
-    if not owned:
+    if fate == "busy":
+        logger.debug("run %s: somebody's open transaction holds its row", report.run_id, extra=extra)
+    elif fate == "superseded":
         logger.warning("run %s: attempt %d is superseded; ignored", report.run_id, report.attempt, extra=extra)
     elif isinstance(move, Finish):
         if move.failure is None:

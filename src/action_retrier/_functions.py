@@ -8,20 +8,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from pydantic_core import ValidationError
 
 from ._codec import ARGUMENTS_LIMIT, NotJSONError, adapter_of, check_size, decode, encode, explain
 from ._policy import check_name, check_number
 from ._signatures import Signature
+from .drivers import Isolation
 from .errors import InvalidArguments
 
 P = ParamSpec("P")
 B = ParamSpec("B")
 R = TypeVar("R")
 
-Isolation = Literal["serializable", "read committed"]
 CALLBACK_PARAMETERS = ("ctx", "run_id", "result", "context")
 DEFAULT_MUTATION_TIMEOUT_MS = 5000
 

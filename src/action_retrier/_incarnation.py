@@ -70,8 +70,9 @@ class Incarnation:
         # The schema, and the directory of the leases, are there once something has been read.
         await self._database.read(lambda: list_workers(self._namespace))
         loop = self._loop
-        heartbeat = Heartbeat(
-            self._database.leases, claimant.id, is_wanted=lambda: not loop.is_closed(), lost=self._doubt
+        # In a thread: it may have to connect.
+        heartbeat = await asyncio.to_thread(
+            Heartbeat, self._database.leases, claimant.id, is_wanted=lambda: not loop.is_closed(), lost=self._doubt
         )
         try:
             await self._database.write(lambda: register_worker(claimant, platform.node(), os.getpid()))
@@ -100,9 +101,9 @@ class Incarnation:
         """Look whether the others still know us, if the lease is in doubt."""
         if not self.in_doubt.is_set():
             return
-        self.in_doubt.clear()
         worker = self._claimant.id
         rows = await self._database.read(lambda: list_workers(self._namespace))
+        self.in_doubt.clear()
         if not any(row["id"] == worker for row in rows):
             await self.begin_again(worker)
 

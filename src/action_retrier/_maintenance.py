@@ -6,7 +6,7 @@ from ._clock import Clock
 from ._codec import loads
 from ._ops.control import prune_runs
 from ._ops.reports import expire_runs
-from ._ops.workers import list_owners, list_workers, recover_worker, waiting_lanes
+from ._ops.workers import Recovered, list_owners, list_workers, recover_worker, waiting_lanes
 from ._statements import Op
 from .config import logger
 from .drivers import Database
@@ -36,15 +36,16 @@ class Maintenance:
         others = sorted(owners - {own})
         dead = await self._database.leases.dead(others) if others else []
         for worker in dead:
-            count = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]
-            if count is not None:
+            recovered = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]
+            if recovered is not None and recovered.is_over:
                 self._database.leases.forget(worker)
-                logger.warning("worker %s is dead: recovered %d runs", worker, count)
+            if recovered is not None and (recovered.is_over or recovered.settled):
+                logger.warning("worker %s is dead: recovered %d runs", worker, recovered.settled)
         return bool(dead)
 
-    def _recover(self, worker: str) -> Op[int | None]:
+    def _recover(self, worker: str) -> Op[Recovered | None]:
         """Recover, unless it has shown a sign of life since we looked: we have the write lock now."""
-        if not self._database.leases.is_still_dead(worker):
+        if not (yield from self._database.leases.is_still_dead(worker)):
             return None
         return (yield from recover_worker(worker, self._rng))
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from random import Random
+from typing import Any, TypeVar
 
 from ._clock import Clock
 from ._contexts import MutationCtx
@@ -11,9 +12,13 @@ from ._functions import Mutation
 from ._open_transactions import opened_here, refuse_inside_transaction
 from ._registry import Registry
 from ._threads import DaemonThreads
-from .drivers import Database, Transaction
+from .drivers import IDLE_S, Database, Transaction
+
+T = TypeVar("T")
 
 _THREADS = 16
+_TRIES = 10  # of a transaction that others disturb
+_SHORTEST_PAUSE_S = 0.002
 _CANCEL_GRACE_S = 1.0
 
 
@@ -27,10 +32,12 @@ class MutationTimeout(Exception):
 class Mutations:
     """Runs the mutations of one app, in a pool of threads of its own."""
 
-    def __init__(self, database: Database, registry: Registry, clock: Clock) -> None:
+    def __init__(self, database: Database, registry: Registry, clock: Clock, rng: Random) -> None:
         self._database = database
         self._registry = registry
         self._clock = clock
+        self._rng = rng
+        self._between = threading.Event()
         self._threads = DaemonThreads(_THREADS, "action-retrier-mutation")
 
     async def run(self, given: object, args: Mapping[str, Any] | None) -> Any:
@@ -38,8 +45,7 @@ class Mutations:
         mutation = self._registry.find_mutation(given)
         arguments = mutation.signature.check_arguments(args)
         refuse_inside_transaction(self._database.turn)
-        async with self._database.transaction() as transaction:
-            return await self.call(transaction, mutation, arguments)
+        return await self._run_async(mutation, arguments)
 
     def run_sync(self, given: object, args: Mapping[str, Any] | None) -> Any:
         """Run a mutation in a transaction of its own and return what it returns; blocks."""
@@ -48,12 +54,40 @@ class Mutations:
         refuse_inside_transaction(self._database.turn)
         if mutation.signature.is_async:
             return run_in_loop(lambda: self._run_async(mutation, arguments))
-        with self._database.transaction_sync() as transaction:
-            return self._call_sync(transaction, mutation, arguments)
+        for pause_s in self._pauses_s():
+            try:
+                with self._database.transaction_sync(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
+                    return self._call_sync(transaction, mutation, arguments)
+            except BaseException as error:
+                if pause_s is None or not self._database.is_transient(error):
+                    raise
+            self._between.wait(pause_s)
+        raise AssertionError
 
     async def _run_async(self, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
-        async with self._database.transaction() as transaction:
-            return await self.call(transaction, mutation, arguments)
+        return await self.in_transaction(mutation, lambda transaction: self.call(transaction, mutation, arguments))
+
+    async def in_transaction(self, mutation: Mutation[Any, Any], body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """
+        Run *body* in a transaction such as *mutation* asks for.
+
+        After a serialization failure or a deadlock it is run again, in another one.
+        """
+        for pause_s in self._pauses_s():
+            try:
+                async with self._database.transaction(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
+                    return await body(transaction)
+            except BaseException as error:
+                if pause_s is None or not self._database.is_transient(error):
+                    raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError
+
+    def _pauses_s(self) -> Iterator[float | None]:
+        """Yield how long to wait after each try; None is the last one."""
+        for tried in range(_TRIES - 1):
+            yield _SHORTEST_PAUSE_S * 2**tried * self._rng.random()
+        yield None
 
     async def call(self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
         """
@@ -129,6 +163,11 @@ class Mutations:
     def close(self) -> None:
         """Let idle threads end."""
         self._threads.close()
+
+
+def _idle_s(mutation: Mutation[Any, Any]) -> float:
+    """Return how long a mutation may leave its transaction idle: its time limit is there to end it."""
+    return mutation.timeout_ms / 1000 + IDLE_S
 
 
 class _Ended:

@@ -1,7 +1,7 @@
 """What a worker has to write: outcomes, collected while the last flush runs, and callbacks."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ._clock import Clock
@@ -12,9 +12,11 @@ from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
 from ._statements import Row
 from ._suspects import Suspects
+from .config import logger
 from .drivers import Database
 
 _STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
+_BUSY_S = 0.1
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
 
@@ -69,12 +71,16 @@ class Reporter:
             losses=row["losses"],
         )
         self._unwritten[execution.key] = report
-        if report.calls_back:
-            self._calling_back.append(report)
-            self._callback_wake.set()
-        else:
-            self._plain.append(report)
-            self._plain_wake.set()
+        self._collect([report])
+
+    def _collect(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if report.calls_back:
+                self._calling_back.append(report)
+                self._callback_wake.set()
+            else:
+                self._plain.append(report)
+                self._plain_wake.set()
 
     def unwritten(self) -> set[Key]:
         """Return the attempts that have ended, and nobody knows it yet."""
@@ -88,9 +94,13 @@ class Reporter:
             if not isinstance(report.move, Reschedule) or report.move.failure is not None
         }
 
-    def _written(self, reports: Sequence[Report]) -> None:
+    def _written(self, reports: Sequence[Report], *, but: Sequence[Report]) -> None:
+        """Forget reports, *but* those whose runs somebody's open transaction holds: they are tried again."""
         for report in reports:
-            self._unwritten.pop((report.run_id, report.attempt), None)
+            if report not in but:
+                self._unwritten.pop((report.run_id, report.attempt), None)
+        if but:
+            asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -98,14 +108,13 @@ class Reporter:
         self._plain_wake.clear()
         reports, self._plain = self._plain, []
         try:
-            if reports:
-                await self._completion.write(reports)
+            busy = await self._completion.write(reports) if reports else []
         except BaseException:
             # Nothing of it was written: the same again, with what has come in meanwhile.
             self._plain = reports + self._plain
             self._plain_wake.set()
             raise
-        self._written(reports)
+        self._written(reports, but=busy)
         self._changed()
 
     def callbacks_are_due(self) -> None:
@@ -121,8 +130,8 @@ class Reporter:
         reports, self._calling_back = self._calling_back, []
         try:
             while reports:
-                await self._completion.complete(reports[:_BATCH])
-                self._written(reports[:_BATCH])
+                busy = await self._completion.complete(reports[:_BATCH])
+                self._written(reports[:_BATCH], but=busy)
                 reports = reports[_BATCH:]
         except BaseException:
             self._calling_back = reports + self._calling_back
@@ -160,6 +169,25 @@ class Reporter:
                 return
             await self._completion.call_back(*self._claimed[0])
             self._claimed.pop(0)
+
+    @property
+    def callbacks(self) -> frozenset[str] | None:
+        """The runs whose callbacks have been claimed and not been called yet; None while that changes."""
+        return None if self._calling else frozenset(row["id"] for row, _ in self._claimed)
+
+    async def return_strays(self, owned: Collection[str], worker: str, known: Collection[str] | None) -> None:
+        """
+        Give back the callbacks that are this worker's in the database, and not known here.
+
+        A claim that went wrong has left them: its commit happened, and its answer was lost.
+
+        Args:
+            known: What `callbacks` was before *owned* was asked for.
+        """
+        strays = sorted(set(owned).difference(known or ()))
+        if strays and known is not None and known == self.callbacks:
+            logger.error("worker %s owns %d callbacks that it does not call; they are given back", worker, len(strays))
+            await self._database.write(lambda: return_callbacks(strays, worker))
 
     async def _return_claimed(self) -> None:
         """Give back what has been claimed and not been called."""

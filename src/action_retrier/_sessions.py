@@ -18,6 +18,7 @@ from .errors import InvalidContext
 
 A = TypeVar("A")
 S = TypeVar("S")
+_IDLE_S = 60.0  # a user's block: nobody limits its time
 _Raised = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 
@@ -62,7 +63,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
     async def _open(self) -> AsyncIterator[MutationCtx]:
         self._check_colour("async", "with app.transaction()")
         refuse_inside_transaction(self._database.turn)
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(idle_s=_IDLE_S) as transaction:
             with opened_here(self._database.turn):
                 async with transaction.user_code():
                     yield MutationCtx(transaction, self._database, "async")
@@ -72,7 +73,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
         self._check_colour("sync", "async with app.transaction()")
         refuse_inside_transaction(self._database.turn)
         with (
-            self._database.transaction_sync() as transaction,
+            self._database.transaction_sync(idle_s=_IDLE_S) as transaction,
             opened_here(self._database.turn),
             transaction.user_code_sync(),
         ):

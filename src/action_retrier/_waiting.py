@@ -11,6 +11,8 @@ from .results import Completed, RunResult, RunStatus
 
 _POLL_S = 0.25
 _SHORTEST_PAUSE_S = 0.001
+_FIRST_PAUSE_S = 0.01
+_PATIENCE = 8  # wait an eighth of the time that it has taken so far
 
 
 class Waiting:
@@ -34,6 +36,7 @@ class Waiting:
         self._clock = clock
         self._run_id = run_id
         self._timeout_ms = timeout_ms
+        self._began_us = clock.monotonic_us()
         self._until_us = None if timeout_ms is None else clock.monotonic_us() + to_us(timeout_ms)
         self._subscription = database.changes.subscribe(wake)
         self._unsubscribe_clock = clock.subscribe(wake)
@@ -59,6 +62,8 @@ class Waiting:
 
     def pause_s(self) -> float:
         """Return how long to wait for a wake-up before looking anyway."""
+        now_us = self._clock.monotonic_us()
+        pause_s = min(_POLL_S, max(_FIRST_PAUSE_S, (now_us - self._began_us) / 1e6 / _PATIENCE))
         if self._until_us is None:
-            return _POLL_S
-        return min(_POLL_S, max(_SHORTEST_PAUSE_S, (self._until_us - self._clock.monotonic_us()) / 1e6))
+            return pause_s
+        return min(pause_s, max(_SHORTEST_PAUSE_S, (self._until_us - now_us) / 1e6))

@@ -17,7 +17,7 @@ from ._maintenance import Maintenance
 from ._mutations import Mutations
 from ._ops.claims import NextDue, claim_runs, next_due
 from ._ops.reports import lost_attempts, store_progress
-from ._ops.workers import give_back, owned_attempts, recover_worker
+from ._ops.workers import give_back, owned_by, recover_worker
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
@@ -33,6 +33,7 @@ _WATCH_S = 0.25
 _PROGRESS_S = 1.0
 _FLUSH_GRACE_S = 10.0
 _LOST_RACE_S = 0.002
+_LONGEST_RACE_S = 0.25  # what is due may not be ours to take: after an outage our own lease has to be renewed first
 _SHORTEST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 5.0
 
@@ -89,6 +90,7 @@ class Worker:
         )
         self._claiming = False
         self._claims = 0
+        self._lost_races = 0
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
         self._stopping = self._stopped = False
@@ -222,11 +224,12 @@ class Worker:
                 await self._wake.wait()
                 return
             await self._incarnation.announce_news()
+            look_again_s = await self._subscription.tune(self.id, busy=self._backlog)
             free = self._executions.free
             if self._backlog and free > 0 and await self._claim(free):
                 return
             if self._backlog and not waiters and self._loop.time() - self._asked_s < POLL_S / 2:
-                await self._sleep(NextDue(None, None))  # all slots are taken, and there is more: nothing to ask
+                await self._sleep(NextDue(None, None), POLL_S)  # all slots are taken, and there is more: nothing to ask
                 return
             # From here on commits wake us; what was committed before is seen by the question.
             self._subscription.active = True
@@ -244,15 +247,22 @@ class Worker:
             if work_is_due and free > 0:
                 # Asked first and claimed then: a commit wakes every idle worker, and only one of them
                 # should take the write lock for it.
-                if not await self._claim(free):
-                    await asyncio.sleep(_LOST_RACE_S)  # somebody else was faster
+                await self._claim_in_a_race(free)
                 return
             if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
-            await self._sleep(due)
+            await self._sleep(due, POLL_S if look_again_s is None else look_again_s)
         finally:
             self._subscription.active = False
             self._idle_waiters += [waiter for waiter in waiters if not waiter.done()]
+
+    async def _claim_in_a_race(self, free: int) -> None:
+        """Claim what was due a moment ago; if somebody else was faster, give him time before the next question."""
+        if await self._claim(free):
+            self._lost_races = 0
+            return
+        await asyncio.sleep(min(_LOST_RACE_S * 2**self._lost_races, _LONGEST_RACE_S))
+        self._lost_races += 1
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
@@ -295,9 +305,9 @@ class Worker:
     def _is_at_rest(self) -> bool:
         return not self._executions and not self._reporter.is_busy
 
-    async def _sleep(self, due: NextDue) -> None:
+    async def _sleep(self, due: NextDue, poll_s: float) -> None:
         """Sleep until something is due, somebody wakes us, or it is time to look anyway."""
-        poll = self._loop.call_later(POLL_S * (0.75 + self._engine.rng.random() / 4), self._wake.set)
+        poll = self._loop.call_later(poll_s * (0.75 + self._engine.rng.random() / 4), self._wake.set)
         waits_us = [us for us in (due.work_us, due.callbacks_us) if us is not None and 0 < us < POLL_S * 1e6]
         timers = [poll, *(self._engine.clock.call_later(us, self._wake.set) for us in waits_us)]
         try:
@@ -346,9 +356,10 @@ class Worker:
         """
         if self._claiming:
             return
-        worker, claims, known = self.id, self._claims, self._known()
-        owned = await self._database.read(lambda: owned_attempts(worker))
-        strays = owned - known - self._known()
+        worker, claims, known, called = self.id, self._claims, self._known(), self._reporter.callbacks
+        owned = await self._database.read(lambda: owned_by(worker))
+        await self._reporter.return_strays(owned.callbacks, worker, called)
+        strays = owned.attempts - known - self._known()
         if strays and claims == self._claims and worker == self.id:
             logger.error("worker %s owns %d runs that it does not execute; they are given back", worker, len(strays))
             await self._database.write(lambda: give_back(worker, strays, self._engine.rng))

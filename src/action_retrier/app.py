@@ -12,7 +12,6 @@ from ._functions import (
     DEFAULT_MUTATION_TIMEOUT_MS,
     Action,
     Bound,
-    Isolation,
     Mutation,
     check_exception_types,
     check_mutation_options,
@@ -27,7 +26,7 @@ from ._sessions import AppTransaction, AppWorker, run_to_end, run_until_signal
 from ._signatures import Signature
 from ._threads import DaemonThreads
 from ._worker import Engine
-from .drivers import Address, Database, open_database
+from .drivers import Address, Database, Isolation, open_database
 from .errors import UnknownFunction
 
 P = ParamSpec("P")
@@ -95,13 +94,14 @@ class App:
         given = database if database is not None else config.database_url()
         self._database: Database = open_database(given, clock=clock, auto_migrate=auto_migrate)
         self._registry = Registry()
-        self._mutations = Mutations(self._database, self._registry, clock)
+        rng = system_random()
+        self._mutations = Mutations(self._database, self._registry, clock, rng)
         self._engine = Engine(
             database=self._database,
             registry=self._registry,
             mutations=self._mutations,
             clock=clock,
-            rng=system_random(),
+            rng=rng,
             namespace=namespace,
             retention_us=round(retention_days * _DAY_US),
         )

@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.registry = Registry()
-        self.mutations = Mutations(store.database, self.registry, store.clock)
+        self.mutations = Mutations(store.database, self.registry, store.clock, Random(1))
         self.completion = Completion(store.database, self.registry, self.mutations, Random(1))
         self.worker: Claimant | None = None
 

@@ -146,7 +146,7 @@ def test_reports_of_one_batch_are_judged_one_by_one(store: Store) -> None:
         store.settled(heir_row, zombie, Raised("E", "heir")),
     ]
 
-    assert store.write(apply_moves, moves) == {good_id, run_id}
+    assert store.write(apply_moves, moves).owned == {good_id, run_id}
 
     assert store.status(good_id) == Completed(Success("good"))
     assert store.status(run_id) == InProgress()
@@ -400,7 +400,7 @@ def test_a_move_says_what_is_written(store: Store) -> None:
     row = store.claim_one(worker := store.worker())
 
     move = Reschedule(delay_us=123, failures=1, losses=1)
-    assert store.write(apply_moves, [Settled(run_id, row["attempt"], worker.id, move)]) == {run_id}
+    assert store.write(apply_moves, [Settled(run_id, row["attempt"], worker.id, move)]).owned == {run_id}
 
     stored = store.row(run_id)
     assert (stored["state"], stored["failures"], stored["losses"]) == (State.PENDING, 1, 1)

@@ -410,12 +410,19 @@ def test_a_thread_that_waits_for_its_turn_waits_for_the_engines_transaction(tmp_
     engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}", connect_args={"timeout": 0})
     Base.metadata.create_all(engine)
     app = App(engine)
+
+    def write() -> None:
+        with app.transaction() as ctx:
+            ctx.session.add(Note(text="theirs"))
+
     with app:
         with app.transaction() as ctx:
             ctx.session.add(Note(text="mine"))
             ctx.session.flush()
-            waiting = in_thread(lambda: app.transaction().__enter__().db)
+            waiting = in_thread(write)
             with pytest.raises(TimeoutError):
                 waiting.result(0.1)
-        assert waiting.result(10) is not None
+        waiting.result(10)
+    with Session(engine) as session:
+        assert sorted(session.scalars(select(Note.text))) == ["mine", "theirs"]
     engine.dispose()

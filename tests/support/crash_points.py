@@ -39,7 +39,7 @@ _OPERATIONS: dict[str, tuple[ModuleType, str, Callable[[Any], bool]]] = {
     "start": (_calls, "start_runs", bool),
     "register": (_incarnation, "register_worker", _anything),
     "claim": (_worker, "claim_runs", lambda claimed: bool(claimed.runs or claimed.suspects)),
-    "report": (_completion, "apply_moves", bool),
+    "report": (_completion, "apply_moves", lambda applied: bool(applied.owned)),
     "callback_claim": (_reporter, "claim_callbacks", bool),
     "callback_done": (_completion, "finish_callback", bool),
     "callback_postponed": (_completion, "postpone_callback", bool),

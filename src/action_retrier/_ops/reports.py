@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._lifecycle import Finish, Move, Reschedule
-from .._statements import Op, Statement
+from .._statements import Op, Rows, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +42,34 @@ class Settled:
     progress: tuple[float, str] | None = None
 
 
-def apply_moves(settled: Sequence[Settled]) -> Op[set[str]]:
+class Applied(NamedTuple):
     """
-    Write moves, and return the ids of the runs that were still owned.
+    What became of moves, by the ids of their runs.
 
-    A run that is missing belongs to a newer attempt, or was canceled or removed: nothing of its
+    A run that is in neither belongs to a newer attempt, or was canceled or removed: nothing of its
     move was written.
+
+    Attributes:
+        owned: The attempt still owned it, and its move is written.
+        busy: Somebody's open transaction holds the row. Nothing is written: whose it is shows when that has ended.
     """
+
+    owned: set[str]
+    busy: set[str]
+
+
+def apply_moves(settled: Sequence[Settled]) -> Op[Applied]:
+    """Write moves, each if its attempt still owns the run."""
     # In the order of ids, like everything that locks rows, so that no two wait for each other.
     ordered = sorted(settled, key=lambda one: one.run_id)
     finishes = [_finish(one, one.move) for one in ordered if isinstance(one.move, Finish)]
     reschedules = [_reschedule(one, one.move) for one in ordered if isinstance(one.move, Reschedule)]
-    owned: set[str] = set()
+    rows: Rows = []
     if finishes:
-        owned |= {row["id"] for row in (yield Statement("finish_runs", {"moves": _dumps(finishes)}))}
+        rows += yield Statement("finish_runs", {"moves": _dumps(finishes)})
     if reschedules:
-        owned |= {row["id"] for row in (yield Statement("reschedule_runs", {"moves": _dumps(reschedules)}))}
+        rows += yield Statement("reschedule_runs", {"moves": _dumps(reschedules)})
+    owned = {row["id"] for row in rows if not row["is_busy"]}
     history = [
         {
             "id": one.run_id,
@@ -72,7 +85,7 @@ def apply_moves(settled: Sequence[Settled]) -> Op[set[str]]:
     ]
     if history:
         yield Statement("insert_attempts", {"attempts": _dumps(history)})
-    return owned
+    return Applied(owned, {row["id"] for row in rows if row["is_busy"]})
 
 
 def _finish(one: Settled, move: Finish) -> dict[str, object]:

@@ -9,6 +9,8 @@ from .._policy import RetryPolicy, to_us
 from .._statements import Op, Row, Statement
 from ..errors import IdempotencyConflict
 
+_BATCH = 5000  # rows a statement: one that inserts any number would outlast what a call may take
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -51,9 +53,11 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     # Keys in order: two transactions that start the same ones then wait for each other at most once.
     fresh = [start for start in starts if start.id not in renamed]
     ordered = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
-    encoded = json.dumps([_encode(start) for start in ordered], separators=(",", ":"), ensure_ascii=False)
-    rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded})
-    inserted = {row["id"] for row in rows}
+    inserted: set[str] = set()
+    for batch in (ordered[at : at + _BATCH] for at in range(0, len(ordered), _BATCH)):
+        encoded = json.dumps([_encode(start) for start in batch], separators=(",", ":"), ensure_ascii=False)
+        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded})
+        inserted |= {row["id"] for row in rows}
     owners = renamed | (yield from _owners(namespace, [start for start in fresh if start.id not in inserted]))
     for start in starts:
         owner = owners.get(start.id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from random import Random
+from typing import NamedTuple
 
 from .._lifecycle import Attempted, Finish, NotBegun, Outcome, WorkerLost, callback_delay_us, settle
 from .._policy import policy_from_json
@@ -44,9 +45,22 @@ def list_owners(namespace: str) -> Op[set[str]]:
     return {row["id"] for row in workers} | {row["id"] for row in owners}
 
 
-def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] | None = None) -> Op[int]:
+class Recovered(NamedTuple):
     """
-    Settle what a dead worker left behind, delete its row, and return how many runs there were.
+    What became of a dead worker's runs.
+
+    Attributes:
+        settled: How many runs.
+        is_over: Nothing of it is left. False: somebody's open transaction holds some of it, to be looked at again.
+    """
+
+    settled: int
+    is_over: bool
+
+
+def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] | None = None) -> Op[Recovered]:
+    """
+    Settle what a dead worker left behind, and delete its row.
 
     Args:
         begun: A worker that signs off knows which attempts (run id, number) it has begun: others were claimed
@@ -62,30 +76,41 @@ def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] 
         # A damaged row ends here, for good: it must not keep its neighbours from being recovered.
         outcome = (damage_of(row["options"]) or WorkerLost(worker)) if has_begun else NotBegun()
         settled.append(_settle_lost(row, outcome, worker, rng))
-    if settled:
-        yield from apply_moves(settled)
+    applied = yield from apply_moves(settled)
+    is_over = not applied.busy
     callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
     for row in callbacks:
         delay = callback_delay_us(row["callback_tries"], rng)
         error = f"WorkerLost: worker {worker} died while it was calling back"
-        yield Statement(
+        released = yield Statement(
             "release_callback", {"id": row["id"], "worker": worker, "delay": delay, "lost": 1, "error": error}
         )
-    yield Statement("delete_worker", {"id": worker})
-    return len(settled)
+        is_over = is_over and not any(one["is_busy"] for one in released)
+    if is_over:
+        yield Statement("delete_worker", {"id": worker})
+    return Recovered(len(applied.owned), is_over)
 
 
-def owned_attempts(worker: str) -> Op[set[tuple[str, int]]]:
-    """Return (run id, attempt) of all that a worker executes, as the database has it."""
-    rows = yield Statement("select_worker_runs", {"worker": worker})
-    return {(row["id"], row["attempt"]) for row in rows}
+class Owned(NamedTuple):
+    """What is a worker's, as the database has it: (run id, attempt) of what it executes, ids of runs it calls back."""
+
+    attempts: set[tuple[str, int]]
+    callbacks: set[str]
+
+
+def owned_by(worker: str) -> Op[Owned]:
+    """Return what a worker owns."""
+    runs = yield Statement("select_worker_runs", {"worker": worker})
+    callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
+    return Owned({(row["id"], row["attempt"]) for row in runs}, {row["id"] for row in callbacks})
 
 
 def give_back(worker: str, attempts: Collection[tuple[str, int]], rng: Random) -> Op[int]:
     """Give back what a worker has claimed and never begun: it costs nothing. Return how many there were."""
     rows = yield Statement("select_worker_runs", {"worker": worker})
     unbegun = [row for row in rows if (row["id"], row["attempt"]) in attempts]
-    return len((yield from apply_moves([_settle_lost(row, NotBegun(), worker, rng) for row in unbegun])))
+    applied = yield from apply_moves([_settle_lost(row, NotBegun(), worker, rng) for row in unbegun])
+    return len(applied.owned)
 
 
 def _settle_lost(row: Row, outcome: Outcome, worker: str, rng: Random) -> Settled:

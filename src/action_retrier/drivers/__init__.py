@@ -23,6 +23,8 @@ Address: TypeAlias = "str | Engine | AsyncEngine"
 """What leads to a database: a URL, or an engine of SQLAlchemy's."""
 Colour = Literal["async", "sync"]
 Isolation = Literal["serializable", "read committed"]
+IDLE_S = 10.0
+"""How long user code may leave a transaction idle, unless it says how long it needs."""
 
 
 class Threads(Protocol):
@@ -82,6 +84,16 @@ class Subscription(Protocol):
     active: bool
     """While False nothing is looked for on its behalf, which costs nothing."""
 
+    async def tune(self, worker: str, *, busy: bool) -> float | None:
+        """
+        Have other processes tell of what they start, where that costs them something and *worker* is not busy.
+
+        To be called before the last look at what is due.
+
+        Returns:
+            After how many seconds to look again although nobody has told; None leaves it to the caller.
+        """
+
     def close(self) -> None:
         """Hear no more."""
 
@@ -111,7 +123,7 @@ class Leases(Protocol):
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living, as far as can be told without asking."""
 
-    def is_still_dead(self, worker: str) -> bool:
+    def is_still_dead(self, worker: str) -> Op[bool]:
         """Look again, in the transaction that recovers the runs of a worker that was found dead."""
 
     async def silent(self, workers: Iterable[str]) -> list[str]:
@@ -202,11 +214,24 @@ class Database(Protocol):
     def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
         """Run an operation in a transaction of its own, together with its neighbours."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractAsyncContextManager[Transaction]:
+        """
+        Open a transaction for user code: commit on exit, rollback on error.
+
+        Args:
+            isolation: It is isolated at least so well.
+            idle_s: It may be ended when it has been left idle for longer: its client may be gone.
+        """
+
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractContextManager[Transaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
 
-    def transaction_sync(self) -> AbstractContextManager[Transaction]:
-        """Open a transaction for user code: commit on exit, rollback on error."""
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
 
     def in_user_thread(self) -> AbstractContextManager[None]:
         """See, around user code in a thread of ours, to what it has opened there for the thread."""

@@ -43,6 +43,11 @@ class Handle(ABC):
         """Whether a transaction is open on it."""
 
     @property
+    def has_ended(self) -> bool:
+        """Whether a transaction that was open on it is no more; one that has failed still is."""
+        return not self.in_transaction
+
+    @property
     @abstractmethod
     def raw(self) -> Any:
         """The driver's own connection."""

@@ -22,6 +22,7 @@ class Job:
         self.make = make
         self.began = False  # it is done, or lent: nobody may take it back any more
         self.unwanted = False
+        self.tried_since_s: float | None = None  # the first try that was in vain
         self.result: Any = None
         self.error: BaseException | None = None
 

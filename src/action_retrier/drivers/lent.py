@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from .._statements import Op
 from .._threads import DaemonThreads
-from . import Changes, Colour, Database, Executor, Isolation, Leases, Transaction
+from . import IDLE_S, Changes, Colour, Database, Executor, Isolation, Leases, Transaction
 from .lent_transaction import BlockingTransaction
 
 T = TypeVar("T")
@@ -24,8 +24,11 @@ B = TypeVar("B", bound=BlockingTransaction)
 
 _TRANSIENT = frozenset({"40001", "40P01"})  # SQLSTATEs of a serialization failure and a deadlock
 _KEPT_LANES = 4
-PROTECT = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
-"""A worker that is cut off from PostgreSQL must not keep its locks there."""
+
+
+def protection(idle_s: float) -> str:
+    """Return what has PostgreSQL end a transaction whose client may be gone: it must not keep its locks."""
+    return f"SET LOCAL idle_in_transaction_session_timeout = {round(idle_s * 1000)}"
 
 
 class Reached(Database, Protocol):
@@ -46,11 +49,15 @@ class LentDatabase(ABC):
         """The database of ours, at the same address."""
 
     @abstractmethod
-    def transaction(self, isolation: Isolation = "read committed") -> AbstractAsyncContextManager[Transaction]:
+    def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction of the user's engine: commit on exit, rollback on error."""
 
     @abstractmethod
-    def transaction_sync(self, isolation: Isolation = "read committed") -> AbstractContextManager[Transaction]:
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractContextManager[Transaction]:
         """Open a transaction of the user's engine: commit on exit, rollback on error."""
 
     def is_transient(self, error: BaseException | None) -> bool:

@@ -14,9 +14,13 @@ T = TypeVar("T")
 
 # User code must not be able to release it by name.
 _NAME = f"action_retrier_{secrets.token_hex(8)}"
-MARK = Control(f"SAVEPOINT {_NAME}")
-UNMARK = Control(f"RELEASE SAVEPOINT {_NAME}")
+_SAVEPOINT = Control(f"SAVEPOINT {_NAME}")
 _UNDO = Control(f"ROLLBACK TO SAVEPOINT {_NAME}")
+_RELEASE = Control(f"RELEASE SAVEPOINT {_NAME}")
+# Another name: what undoes a savepoint around user code must not stop at the mark that the code has left.
+_MARK_NAME = f"action_retrier_{secrets.token_hex(8)}"
+_MARK = Control(f"SAVEPOINT {_MARK_NAME}")
+_UNMARK = Control(f"RELEASE SAVEPOINT {_MARK_NAME}")
 _GONE = frozenset({"3B001", "25P01"})  # SQLSTATEs: there is no such savepoint, or no transaction
 
 
@@ -129,31 +133,34 @@ class BlockingTransaction(LentTransaction, ABC):
         await lane.run(lambda: manager.__exit__(None, None, None))
 
     def _enter(self) -> None:
-        self.handle.execute(MARK)
+        self.handle.execute(_MARK)
         self.before_user_code()
 
     def _leave(self, *, raised: bool = False) -> None:
-        self.after_user_code(raised=raised)
+        is_over = self.handle.has_ended
+        self.after_user_code(raised=raised or is_over)
+        if is_over:
+            refuse("ended the transaction through ctx.db")
         try:
-            self.handle.execute(UNMARK)
+            self.handle.execute(_UNMARK)
         except self.handle.errors as error:
             self._explain(error, raised=raised)
 
     @contextlib.contextmanager
     def savepoint_sync(self) -> Iterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        self.handle.execute(MARK)
+        self.handle.execute(_SAVEPOINT)
         try:
             yield
         except BaseException:
             if self.is_open:
                 try:
                     self.handle.execute(_UNDO)
-                    self.handle.execute(UNMARK)
+                    self.handle.execute(_RELEASE)
                 except self.handle.errors:
                     self.is_open = False  # it is lost as a whole, and what raised says why
             raise
-        self.handle.execute(UNMARK)
+        self.handle.execute(_RELEASE)
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -193,7 +200,7 @@ class AwaitedTransaction(LentTransaction, ABC):
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
-        await self.handle.execute_async(MARK)
+        await self.handle.execute_async(_MARK)
         self.before_user_code()
         try:
             yield
@@ -204,24 +211,27 @@ class AwaitedTransaction(LentTransaction, ABC):
         await self._leave()
 
     async def _leave(self, *, raised: bool = False) -> None:
-        await self.after_user_code(raised=raised)
+        is_over = self.handle.has_ended
+        await self.after_user_code(raised=raised or is_over)
+        if is_over:
+            refuse("ended the transaction through ctx.db")
         try:
-            await self.handle.execute_async(UNMARK)
+            await self.handle.execute_async(_UNMARK)
         except self.handle.errors as error:
             self._explain(error, raised=raised)
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        await self.handle.execute_async(MARK)
+        await self.handle.execute_async(_SAVEPOINT)
         try:
             yield
         except BaseException:
             if self.is_open:
                 try:
                     await self.handle.execute_async(_UNDO)
-                    await self.handle.execute_async(UNMARK)
+                    await self.handle.execute_async(_RELEASE)
                 except self.handle.errors:
                     self.is_open = False  # it is lost as a whole, and what raised says why
             raise
-        await self.handle.execute_async(UNMARK)
+        await self.handle.execute_async(_RELEASE)

@@ -22,7 +22,9 @@ WITH clock AS MATERIALIZED (
      LIMIT CAST(:count AS bigint)
 ), chosen AS MATERIALIZED (
     SELECT id FROM due
-     WHERE EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE w.id = CAST(:worker AS text))
+     WHERE EXISTS (SELECT 1 FROM {schema}.workers AS w
+                    WHERE w.id = CAST(:worker AS text)
+                      AND w.renewed_at > CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint) - 10000000)
 )
 UPDATE {schema}.runs AS r
    SET callback_tries = r.callback_tries + 1, callback_worker = CAST(:worker AS text)

@@ -13,7 +13,9 @@ WITH clock AS MATERIALIZED (
        AND (CAST(:queues AS text) IS NULL OR d.queue IN (SELECT value FROM json_array_elements_text(CAST(:queues AS json))))
        AND d.action IN (SELECT value FROM json_array_elements_text(CAST(:actions AS json)))
        AND (d.on_complete = '' OR d.on_complete IN (SELECT value FROM json_array_elements_text(CAST(:mutations AS json))))
-       AND EXISTS (SELECT 1 FROM {schema}.workers AS w WHERE w.id = CAST(:worker AS text))
+       AND EXISTS (SELECT 1 FROM {schema}.workers AS w
+                    WHERE w.id = CAST(:worker AS text)
+                      AND w.renewed_at > CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint) - 10000000)
      ORDER BY d.priority DESC, d.due_at, d.id
      LIMIT CAST(:count AS bigint)
        FOR UPDATE OF d SKIP LOCKED

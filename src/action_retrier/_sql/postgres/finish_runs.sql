@@ -48,4 +48,5 @@ SELECT id, false AS is_busy FROM written
 SELECT r.id, true
   FROM {schema}.runs AS r
   JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
- WHERE NOT EXISTS (SELECT 1 FROM locked WHERE locked.id = r.id);
+ WHERE (SELECT count(*) FROM locked) < (SELECT count(*) FROM moves) -- else there is nobody to look for
+   AND r.id NOT IN (SELECT id FROM locked);

@@ -1,7 +1,7 @@
 -- Give runs back for a later attempt, each only if the attempt that reports still owns it.
 -- In:  moves (JSON array of {id, attempt (fencing token), delay (us; 0 keeps the due time), failures, losses,
 --      error_type, error (NULL keeps the last one), progress, progress_message}), now (us UTC)
--- Out: the ids that were given back.
+-- Out: as for finish_runs.
 WITH moves AS MATERIALIZED (
     SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.attempt') AS attempt, value AS move
       FROM json_each(CAST(:moves AS TEXT))
@@ -19,4 +19,4 @@ UPDATE action_retrier_runs AS r
        progress_message = coalesce(json_extract(move, '$.progress_message'), progress_message)
   FROM moves
  WHERE r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
-RETURNING id;
+RETURNING id, 0 AS is_busy;

@@ -11,9 +11,9 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from ..._clock import Clock
 from ..._statements import drive
-from .. import Isolation, Threads, open_database
+from .. import IDLE_S, Isolation, Threads, open_database
 from ..handle import Control, Handle
-from ..lent import PROTECT, Lanes, LentDatabase, Reached
+from ..lent import Lanes, LentDatabase, Reached, protection
 from ..lent_transaction import BlockingTransaction, refuse
 from .address import url_of
 from .handle import DjangoHandle
@@ -91,23 +91,27 @@ class DjangoDatabase(LentDatabase):
             _close_old_connections()
 
     @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator["DjangoTransaction"]:
+    async def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AsyncIterator["DjangoTransaction"]:
         """Open an atomic block in a thread of its own: commit on exit, rollback on error."""
-        async with self._lanes.entered(lambda lane: self._opened(isolation, lane)) as opened:
+        async with self._lanes.entered(lambda lane: self._opened(isolation, idle_s, lane)) as opened:
             yield opened
 
     @contextlib.contextmanager
-    def transaction_sync(self, isolation: Isolation = "read committed") -> Iterator["DjangoTransaction"]:
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> Iterator["DjangoTransaction"]:
         """
         Open an atomic block in this thread: commit on exit, rollback on error.
 
         It is a block of the one that is open here, if there is one, as in a TestCase.
         """
-        with self._opened(isolation, _HERE) as opened:
+        with self._opened(isolation, idle_s, _HERE) as opened:
             yield opened
 
     @contextlib.contextmanager
-    def _opened(self, isolation: Isolation, threads: Threads) -> Iterator["DjangoTransaction"]:
+    def _opened(self, isolation: Isolation, idle_s: float, threads: Threads) -> Iterator["DjangoTransaction"]:
         self.open()
         connection = connections[self._alias]
         is_inner = connection.in_atomic_block
@@ -122,7 +126,7 @@ class DjangoDatabase(LentDatabase):
                     handle = DjangoHandle(connection, self._find_raw, writes=True).unwrap()
                     if connection.vendor == "postgresql" and not is_inner:
                         handle.execute(Control(f"SET TRANSACTION ISOLATION LEVEL {isolation.upper()}"))
-                        handle.execute(Control(PROTECT))
+                        handle.execute(Control(protection(idle_s)))
                     handle.open()
                     with handle.translated():
                         drive(handle.begin(), handle.execute)

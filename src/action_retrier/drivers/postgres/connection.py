@@ -12,43 +12,58 @@ from psycopg.adapt import AdaptersMap
 from psycopg.rows import dict_row
 
 from ..._statements import Rows, Statement
-from ...errors import DatabaseUnavailable, RetrierError
+from ...errors import DatabaseUnavailable
+from .guarded import AsyncUserConnection, UserConnection
 from .urls import Target
 
 CALL_S: Final = 5.0
 """How long any call on a connection of ours may take before the connection is given up."""
 _CONNECT_S = 5
+WAIT_FOR_LOCKS: Final = "SET LOCAL lock_timeout = '30s'"
+"""For calls that may wait for a user's transaction, such as a second cancel of one run."""
+LOCKED_CALL_S: Final = 35.0
 _TCP_USER_TIMEOUT_MS = 4000
-_IDLE_IN_TRANSACTION = "10s"  # then the server ends a transaction whose client it does not hear from
-BEGIN: Final = f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION}'"
-
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 _TRANSIENT = (
     psycopg.errors.SerializationFailure,
     psycopg.errors.DeadlockDetected,
 )
-_UNAVAILABLE: tuple[tuple[type[psycopg.Error], str], ...] = (
-    (
-        psycopg.errors.ReadOnlySqlTransaction,
-        "this server is read-only: name the primary, or all hosts",
-    ),
-    (psycopg.errors.InsufficientPrivilege, "grant the role what `action-retrier migrate --sql` needs"),
-    (psycopg.errors.DiskFull, "the server's disk is full: free some space; nothing of this was written"),
-    (psycopg.errors.TooManyConnections, "the server has no connection left: raise max_connections or use a pooler"),
-    (psycopg.errors.InvalidCatalogName, "create the database, or correct its name in the URL"),
-    (psycopg.errors.InvalidPassword, "correct the user and the password in the URL"),
-    (psycopg.errors.InvalidAuthorizationSpecification, "correct the user and the password in the URL"),
-    (psycopg.errors.UndefinedTable, "run `action-retrier migrate`, or leave auto_migrate=True"),
-    (psycopg.errors.InvalidSchemaName, "run `action-retrier migrate`, or leave auto_migrate=True"),
-)
+# By SQLSTATE, or the class that it begins with: what the server says of itself, and not of a statement.
+_REMEDIES: dict[str, str] = {
+    "08": "check that the server runs and can be reached",
+    "25006": "this server is read-only: name the primary in the URL, or all hosts",
+    "25P03": "the server ended a transaction that stood still: look for what blocks this process",
+    "25P04": "the server ended a transaction that took too long: raise its transaction_timeout",
+    "28": "correct the user and the password in the URL",
+    "3D000": "create the database, or correct its name in the URL",
+    "3F000": "run `action-retrier migrate`, or leave auto_migrate=True",
+    "42501": "grant the role what `action-retrier migrate --sql` needs",
+    "42P01": "run `action-retrier migrate`, or leave auto_migrate=True",
+    "53100": "the server's disk is full: free some space; nothing of this was written",
+    "53300": "the server has no connection left: raise max_connections or use a pooler",
+    "53": "the server has run out of something: see its log",
+    "55P03": "somebody's open transaction holds the row: end that one first",
+    "57014": "the server cancelled it: raise its statement_timeout, or see who cancels",
+    "57P": "check that the server runs and can be reached",
+    "58": "the server has trouble with its files: see its log",
+    "XX": "the server has an internal error: see its log",
+}
+# Of those, what somebody has to mend first: waiting does not help.
+_LASTING = ("28", "3D000", "3F000", "42501", "42P01", "53100", "55P03")
 
 
 @cache
 def sql(name: str, schema: str) -> str:
     """Return the text of a statement, with ``:name`` for parameters."""
     text = (resources.files("action_retrier") / "_sql" / "postgres" / f"{name}.sql").read_text("utf-8")
-    return re.sub(r"--.*", "", text).replace("{schema}", schema).strip().removesuffix(";")
+    text = re.sub(r"--.*", "", text).replace("{channel}", channel(schema))
+    return text.replace("{schema}", schema).strip().removesuffix(";")
+
+
+def channel(schema: str) -> str:
+    """Return the name of the channel on which starts are told."""
+    return f"action_retrier.{schema}"[:63]
 
 
 @cache
@@ -82,7 +97,6 @@ def options(target: Target) -> dict[str, Any]:
         "keepalives_count": 2,
         "application_name": "action-retrier",
         "target_session_attrs": "read-write",
-        "row_factory": dict_row,
     }
     named = psycopg.conninfo.conninfo_to_dict(target.conninfo)
     found = {name: value for name, value in found.items() if name not in named}
@@ -94,13 +108,25 @@ def options(target: Target) -> dict[str, Any]:
 def connect(target: Target) -> psycopg.Connection[dict[str, Any]]:
     """Open a connection of ours. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return psycopg.connect(target.conninfo, **options(target))
+        return psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
 
 
-async def connect_async(target: Target) -> psycopg.AsyncConnection[dict[str, Any]]:
-    """Open a connection of ours. Raises `DatabaseUnavailable`."""
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a pooler stands between us and the server, which hands each transaction to another session."""
+    (row,) = connection.execute("SELECT pg_catalog.pg_backend_pid() AS pid").fetchall()
+    return bool(row["pid"] != connection.info.backend_pid)
+
+
+def connect_for_user(target: Target) -> UserConnection:
+    """Open a connection that user code may receive. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return await psycopg.AsyncConnection.connect(target.conninfo, **options(target))
+        return UserConnection.connect(target.conninfo, **options(target))
+
+
+async def connect_for_user_async(target: Target) -> AsyncUserConnection:
+    """Open a connection that user code may receive. Raises `DatabaseUnavailable`."""
+    with translated(target):
+        return await AsyncUserConnection.connect(target.conninfo, **options(target))
 
 
 def _default_adapters() -> AdaptersMap:
@@ -145,18 +171,19 @@ async def execute_async(
         return await cursor.fetchall() if cursor.description is not None else []
 
 
-def check_commit(cursor: "psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]", target: Target) -> None:
-    """Raise `DatabaseUnavailable` if a COMMIT did not: a transaction that has failed is rolled back by it."""
-    if cursor.statusmessage != "COMMIT":
-        raise DatabaseUnavailable(
-            problem=f"{target.location}: the transaction had failed, and the server rolled it back",
-            remedy="let errors of the database out of the transaction, instead of going on after them",
-        )
+def is_transient(error: BaseException | None) -> bool:
+    """Tell whether the same transaction, done again, may well succeed; also where a library has wrapped the error."""
+    while error is not None:
+        if isinstance(error, _TRANSIENT) or getattr(error, "fate", None) == "rolled back":
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
 
 
-def is_transient(error: BaseException) -> bool:
-    """Tell whether the same transaction, done again, may well succeed."""
-    return isinstance(error, _TRANSIENT)
+def may_pass(error: BaseException) -> bool:
+    """Tell whether what made the database unavailable may end by itself."""
+    cause = error.__cause__ if isinstance(error, DatabaseUnavailable) else error
+    return isinstance(cause, psycopg.Error) and not (cause.sqlstate or "").startswith(_LASTING)
 
 
 @contextlib.contextmanager
@@ -172,18 +199,16 @@ def translated(target: Target) -> Iterator[None]:
 
 
 def explain(error: psycopg.Error, target: Target) -> DatabaseUnavailable | None:
-    """Return what *error* means, judged by its class; None if it does not speak of the database."""
-    for kind, remedy in _UNAVAILABLE:
-        if isinstance(error, kind):
-            return DatabaseUnavailable(problem=f"{target.location}: {_first_line(error)}", remedy=remedy)
-    if isinstance(error, RetrierError) or is_transient(error):
+    """Return what *error* means, judged by its class and SQLSTATE; None if it does not speak of the database."""
+    if error.sqlstate is not None:
+        remedy = next((words for state, words in _REMEDIES.items() if error.sqlstate.startswith(state)), None)
+    elif isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        remedy = _REMEDIES["08"]  # it comes from libpq: there is no connection, or not any more
+    else:
+        remedy = None
+    if remedy is None:
         return None
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailable(
-            problem=f"{target.location}: {_first_line(error)}",
-            remedy="check that the server runs and can be reached",
-        )
-    return None
+    return DatabaseUnavailable(problem=f"{target.location}: {_first_line(error)}", remedy=remedy)
 
 
 def _first_line(error: BaseException) -> str:

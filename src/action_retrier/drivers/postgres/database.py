@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -14,10 +15,13 @@ from ..._clock import Clock
 from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
-from ...errors import SchemaMismatch
-from .. import Colour, Executor, mask_password
+from ...errors import DatabaseUnavailable, SchemaMismatch
+from .. import IDLE_S, Colour, Executor, Isolation, mask_password
 from ..handle import find
-from .connection import BEGIN, check_commit, connect, is_transient, translated
+from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
+from .connection import CALL_S, LOCKED_CALL_S, WAIT_FOR_LOCKS, connect, is_pooled, is_transient, may_pass, translated
+from .deadlines import deadlines
+from .guarded import AsyncUserConnection, UserConnection
 from .handle import find as find_raw
 from .leases import PostgresLeases
 from .line import Line
@@ -31,7 +35,8 @@ from .urls import parse
 T = TypeVar("T")
 
 _THREADS = 8
-_TRIES = 5
+_SHORTEST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.0
 _READ_PATIENCE_S = 30.0
 _leaked: list[object] = []  # connections of a parent process: closing one would end the parent's session
 
@@ -55,9 +60,10 @@ class PostgresDatabase:
         self._writer: Session | None = None
         self._reader: Session | None = None
         self._installation: str | None = None
+        self._marked = False
         self._pool = Pool(self._target)
         self._threads = DaemonThreads(_THREADS, "action-retrier-calls")
-        self.changes = Listener(lambda heard: Line(self._target, heard=heard))
+        self.changes = Listener(lambda heard: Line(self._target, heard=heard), self.write)
         self.leases = PostgresLeases(self._target, self.changes.line, self.read)
 
     @property
@@ -105,11 +111,14 @@ class PostgresDatabase:
                 return
             self._set_up()
             self._writer = Session(
-                "action-retrier-writer", self._target, self._clock, writes=True, committed=self.changes.notify
+                "action-retrier-writer",
+                self._target,
+                self._clock,
+                writes=True,
+                marked=self._marked,
+                committed=self.changes.notify,
             )
-            self._reader = Session(
-                "action-retrier-reader", self._target, self._clock, writes=False, committed=lambda: None
-            )
+            self._reader = Session("action-retrier-reader", self._target, self._clock, writes=False)
             self._pid = os.getpid()
             self._ending = Ending(
                 self,
@@ -118,6 +127,8 @@ class PostgresDatabase:
 
     def _set_up(self) -> None:
         with translated(self._target), contextlib.closing(connect(self._target)) as connection:
+            if is_pooled(connection):
+                self._target.direct = False
             version = found_version(connection, self._target.schema)
             if version < newest_version():
                 if not self._auto_migrate:
@@ -128,6 +139,7 @@ class PostgresDatabase:
                     )
                 migrate(connection, self._target.schema)
             self._installation = read_meta(connection, self._target.schema, "installation")
+            self._marked = can_mark(connection)
 
     def close(self) -> None:
         """Let go of every connection and thread."""
@@ -171,56 +183,100 @@ class PostgresDatabase:
         return result
 
     def _write_apart(self, make: Callable[[], Op[T]]) -> T:
-        for last in (False,) * (_TRIES - 1) + (True,):
+        """Write on a connection of its own; again, while others disturb it or the server cannot be reached."""
+        give_up_at = time.monotonic() + PATIENCE_S
+        pause_s = _SHORTEST_PAUSE_S
+        while True:
             try:
-                with self.transaction_sync() as transaction:
-                    result = drive(make(), transaction.execute_sync)
-            except psycopg.Error as error:
-                if last or not is_transient(error):
+                with self._transaction_sync("read committed", lock_timeout=True) as transaction:
+                    return drive(make(), transaction.execute_sync)
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                # A COMMIT of which nobody knows is not done again: a cancel that has happened would then deny it.
+                may_help = is_transient(error) or (may_pass(error) and not isinstance(error.__cause__, CommitInDoubt))
+                if not may_help or time.monotonic() > give_up_at:
                     raise
-            else:
-                return result
-        raise AssertionError
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+    async def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AsyncIterator[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
-        async with self._pool.connection_async() as connection:
+
+        async def begin_here(connection: AsyncUserConnection) -> Mark | None:
+            with translated(self._target), deadlines.within(CALL_S, connection):
+                return await begin_async(connection, isolation, marked=self._marked, idle_s=idle_s)
+
+        async with self._pool.begun_async(begin_here) as (connection, mark):
             transaction = PostgresTransaction(connection, self._target, self._now_us)
-            with translated(self._target):
-                await connection.execute(BEGIN)
             try:
                 yield transaction
             except BaseException:
                 transaction.is_open = False
-                with contextlib.suppress(psycopg.Error):
+                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
                     await connection.execute("ROLLBACK")
                 raise
+            if not transaction.is_open:
+                return  # it was abandoned, and went with its connection
             transaction.is_open = False
-            with translated(self._target):
-                check_commit(await connection.execute("COMMIT"), self._target)
+            try:
+                with translated(self._target), deadlines.within(CALL_S, connection):
+                    await commit_async(connection, self._target, mark)
+            except CommitInDoubt as doubt:
+                await self._threads.run(partial(self._resolve, doubt))
         self.changes.notify()
 
-    @contextlib.contextmanager
-    def transaction_sync(self) -> Iterator[PostgresTransaction]:
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> contextlib.AbstractContextManager[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
+        return self._transaction_sync(isolation, idle_s=idle_s)
+
+    @contextlib.contextmanager
+    def _transaction_sync(
+        self, isolation: Isolation, *, idle_s: float = IDLE_S, lock_timeout: bool = False
+    ) -> Iterator[PostgresTransaction]:
         self.open()
-        with self._pool.connection() as connection:
-            transaction = PostgresTransaction(connection, self._target, self._now_us)
-            with translated(self._target):
-                connection.execute(BEGIN)
+
+        def begin_here(connection: UserConnection) -> Mark | None:
+            with translated(self._target), deadlines.within(CALL_S, connection):
+                mark = begin(connection, isolation, marked=self._marked, idle_s=idle_s)
+                if lock_timeout:
+                    connection.execute(WAIT_FOR_LOCKS)
+                return mark
+
+        with self._pool.begun(begin_here) as (connection, mark):
+            transaction = PostgresTransaction(
+                connection, self._target, self._now_us, call_s=LOCKED_CALL_S if lock_timeout else CALL_S
+            )
             try:
                 yield transaction
             except BaseException:
                 transaction.is_open = False
-                with contextlib.suppress(psycopg.Error):
+                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
                     connection.execute("ROLLBACK")
                 raise
+            if not transaction.is_open:
+                return  # it was abandoned, and went with its connection
             transaction.is_open = False
-            with translated(self._target):
-                check_commit(connection.execute("COMMIT"), self._target)
+            try:
+                with translated(self._target), deadlines.within(CALL_S, connection):
+                    commit(connection, self._target, mark)
+            except CommitInDoubt as doubt:
+                self._resolve(doubt)
         self.changes.notify()
+
+    def _resolve(self, doubt: CommitInDoubt) -> None:
+        """Return if a COMMIT that got no answer has happened, else raise `DatabaseUnavailable`."""
+        resolve(doubt)
+        if doubt.fate != "committed":
+            raise doubt.unresolved() from doubt
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
+        return is_transient(error)
 
     def _now_us(self) -> int | None:
         return told_now_us(self._clock)

@@ -135,6 +135,11 @@ class PsycopgHandle(PostgresHandle):
         """Whether a transaction is open on it."""
         return self._connection.info.transaction_status == TransactionStatus.INTRANS
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a transaction that was open on it is no more; one that has failed still is."""
+        return self._connection.info.transaction_status == TransactionStatus.IDLE
+
     def cut(self) -> None:
         """Shut its socket down; the server rolls back."""
         cut(self._connection)

@@ -73,10 +73,12 @@ class PostgresLeases:
         Silence counts only for one who has renewed a lease of its own without a gap for one
         lease: after an outage of the server everybody is silent.
         """
-        found = await self._look(workers)
+        return [row["id"] for row in self._dead_ones(await self._look(workers))]
+
+    def _dead_ones(self, rows: Rows) -> Rows:
         now = boot_time_us()
         may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
-        return [row["id"] for row in found if self._is_dead(row, now, may_judge=may_judge)]
+        return [row for row in rows if self._is_dead(row, now, may_judge=may_judge)]
 
     def _is_dead(self, row: dict[str, Any], now: int, *, may_judge: bool) -> bool:
         worker, renewed_at = row["id"], row["renewed_at"]
@@ -97,23 +99,28 @@ class PostgresLeases:
         """Of the workers' rows, return those of the living: whose lease has not ended."""
         return [row for row in workers if row["silent_for"] <= LEASE_US]
 
-    def is_still_dead(self, worker: str) -> bool:  # noqa: ARG002 - a protocol's
-        """Tell whether a worker that was found dead still is: if not, it finds its row gone, and takes a new id."""
-        return True
+    def is_still_dead(self, worker: str) -> Op[bool]:
+        """Tell whether a worker that was found dead still is; one that wakes up after that finds its row gone."""
+        rows = yield self._looking([worker])
+        return [row["id"] for row in self._dead_ones(rows)] == [worker]
 
     async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""
         return [row["id"] for row in await self._look(workers) if (row["silent_for"] or LEASE_US + 1) > LEASE_US]
 
-    async def _look(self, workers: Iterable[str]) -> Rows:
+    @staticmethod
+    def _looking(workers: Iterable[str]) -> Statement:
         given = []
         for worker in workers:
             key = lock_key(worker) & 0xFFFF_FFFF_FFFF_FFFF
             given.append({"id": worker, "high": key >> 32, "low": key & 0xFFFF_FFFF})
-        parameters = {"workers": json.dumps(given)}
+        return Statement("select_leases", {"workers": json.dumps(given)})
+
+    async def _look(self, workers: Iterable[str]) -> Rows:
+        statement = self._looking(workers)
 
         def look() -> Op[Rows]:
-            return (yield Statement("select_leases", parameters))
+            return (yield statement)
 
         return await self._read(look)
 

@@ -11,18 +11,20 @@ import psycopg
 
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from .connection import CALL_S, connect, translated
+from .connection import CALL_S, channel, connect, translated
 from .deadlines import deadlines
 from .urls import Target
 
-_RECONNECT_S = 0.5
+_SHORTEST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
 
 
 class Line:
     """
-    A connection that threads share for short calls, and whose notifications a thread waits for.
+    A connection that threads share for short calls.
 
-    Only while somebody needs it: the first one opens it, the last one closes it.
+    On a direct one a thread of its own watches it: it passes on what is notified, and opens it
+    anew as soon as it breaks, so that a worker is not taken for dead because its lock is gone.
     """
 
     def __init__(self, target: Target, *, heard: Callable[[], None]) -> None:
@@ -30,14 +32,14 @@ class Line:
         Begin closed.
 
         Args:
-            heard: Called, from the thread that listens, when a notification has come or may have been missed.
+            heard: Called, from the thread that watches, when a notification has come or may have been missed.
         """
         self._target = target
         self._heard = heard
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._locks: set[int] = set()
-        self._listening = False
+        self.is_listening = False
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = -1, -1
@@ -47,12 +49,18 @@ class Line:
         """Whether the session is ours alone, so that its locks mean something: not behind a pooler."""
         return self._target.direct
 
+    @property
+    def can_listen(self) -> bool:
+        """Whether it can hear notifications."""
+        return self._target.notify and self.is_direct
+
     def lock(self, key: int) -> None:
         """Hold an advisory lock from now on, over reconnections."""
         with self._lock:
             self._locks.add(key)
             with self.connection() as connection:
                 self._take(connection, key)
+            self._begin_to_watch()
 
     def unlock(self, key: int) -> None:
         """Hold it no longer."""
@@ -62,13 +70,23 @@ class Line:
                 with contextlib.suppress(DatabaseUnavailable), self.connection() as connection:
                     connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
+    def listen(self) -> None:
+        """Hear notifications from now on."""
+        with self._lock:
+            if self.is_listening or self._stopping.is_set():
+                return
+            self.is_listening = True  # from here on whoever opens the connection listens on it
+            with contextlib.suppress(DatabaseUnavailable), self.connection() as connection:
+                self._listen_on(connection)
+            self._begin_to_watch()
+
     @contextlib.contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
         """Use the connection; it is opened anew if need be, and then holds what it held."""
         with self._lock:
             connection = self._connection
             if connection is None or connection.closed:
-                connection = self._reconnect()
+                connection = self._open()
             try:
                 with translated(self._target), deadlines.within(CALL_S, connection):
                     yield connection
@@ -76,14 +94,14 @@ class Line:
                 self._drop()
                 raise
 
-    def _reconnect(self) -> psycopg.Connection[Any]:
+    def _open(self) -> psycopg.Connection[Any]:
         connection = connect(self._target)
         try:
             with translated(self._target), deadlines.within(CALL_S, connection):
                 for key in self._locks:
                     self._take(connection, key)
-                if self._listening:
-                    connection.execute(f'LISTEN "{channel(self._target)}"')
+                if self.is_listening:
+                    self._listen_on(connection)
         except BaseException:
             connection.close()
             raise
@@ -94,8 +112,11 @@ class Line:
     def _take(self, connection: psycopg.Connection[Any], key: int) -> None:
         if self.is_direct:
             # Nobody else takes it: ids are unique. A session of ours that the server has not given up yet may
-            # still hold it, which is as good.
+            # still hold it, which is as good as long as it lasts; afterwards the time stamp speaks for us.
             connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+
+    def _listen_on(self, connection: psycopg.Connection[Any]) -> None:
+        connection.execute(f'LISTEN "{channel(self._target.schema)}"'.encode())
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -103,24 +124,12 @@ class Line:
             with contextlib.suppress(psycopg.Error, OSError):
                 connection.close()
 
-    # Listening.
+    # Watching.
 
-    def listen(self) -> None:
-        """Hear notifications from now on."""
-        if not (self._target.notify and self.is_direct):
-            return
-        with self._lock:
-            if self._listening or self._stopping.is_set():
-                return
-            self._listening = True
+    def _begin_to_watch(self) -> None:
+        if self._thread is None and self.is_direct and not self._stopping.is_set():
             self._wake_read, self._wake_write = os.pipe()
-            with contextlib.suppress(DatabaseUnavailable):
-                if self._connection is None or self._connection.closed:
-                    self._reconnect()
-                else:
-                    with self.connection() as connection:
-                        connection.execute(f'LISTEN "{channel(self._target)}"')
-            self._thread = threading.Thread(target=self._watch, name="action-retrier-listen", daemon=True)
+            self._thread = threading.Thread(target=self._watch, name="action-retrier-line", daemon=True)
             self._thread.start()
 
     def _poke(self) -> None:
@@ -128,28 +137,36 @@ class Line:
             os.write(self._wake_write, b".")
 
     def _watch(self) -> None:
+        pause_s = _SHORTEST_PAUSE_S
         while not self._stopping.is_set():
             with self._lock:
                 connection = self._connection
-                open_socket = None if connection is None or connection.closed else connection.pgconn.socket
-            sockets = [self._wake_read] + ([] if open_socket is None else [open_socket])
-            try:
-                ready, _, _ = select.select(sockets, [], [], None if open_socket is not None else _RECONNECT_S)
-            except (OSError, ValueError):
-                ready = []
-            if self._wake_read in ready:
-                os.read(self._wake_read, 4096)
+                socket = None if connection is None or connection.closed else connection.pgconn.socket
+            if socket is not None:
+                self._wait_for(socket)
             if self._stopping.is_set():
                 return
             try:
-                self._take_notifications(connection)
+                self._look(connection)
+                pause_s = _SHORTEST_PAUSE_S
             except DatabaseUnavailable as error:
-                logger.debug("notifications: %s", error.problem)
+                logger.debug("the line is down: %s", error.problem)
+                self._stopping.wait(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def _take_notifications(self, seen: psycopg.Connection[Any] | None) -> None:
+    def _wait_for(self, socket: int) -> None:
+        try:
+            ready, _, _ = select.select([self._wake_read, socket], [], [])
+        except (OSError, ValueError):
+            return  # it was closed meanwhile
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+
+    def _look(self, seen: psycopg.Connection[Any] | None) -> None:
+        """Take what has come; open the connection anew if it broke."""
         with self._lock:
             if self._connection is None or self._connection.closed:
-                self._reconnect()
+                self._open()
                 self._heard()  # what was sent meanwhile is lost
                 return
             if self._connection is not seen:
@@ -171,8 +188,3 @@ class Line:
                 if descriptor >= 0:
                     os.close(descriptor)
             self._wake_read = self._wake_write = -1
-
-
-def channel(target: Target) -> str:
-    """Return the name of the channel on which starts are told."""
-    return f"action_retrier:{target.schema}"[:63]

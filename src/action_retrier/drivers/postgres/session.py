@@ -2,7 +2,8 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,13 @@ from ..._statements import Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from ..jobs import Job, Jobs, deliver
-from .connection import BEGIN, CALL_S, check_commit, connect, execute, is_transient, translated
+from .commits import BEGIN_READING, PATIENCE_S, CommitInDoubt, Mark, begin, commit, resolve
+from .connection import CALL_S, connect, execute, explain, is_transient, may_pass
 from .deadlines import deadlines
 from .urls import Target
 
-_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one state for all statements of the operation
 _SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 1.0
 
 
 def told_now_us(clock: Clock) -> int | None:
@@ -30,11 +31,29 @@ def told_now_us(clock: Clock) -> int | None:
 class Session(Jobs):
     """Runs operations, one after the other, each group in a transaction."""
 
-    def __init__(self, name: str, target: Target, clock: Clock, *, writes: bool, committed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        clock: Clock,
+        *,
+        writes: bool,
+        marked: bool = False,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Begin closed; it connects when there is something to do.
+
+        Args:
+            writes: False for one whose transactions are read-only.
+            marked: The server can tell what became of a transaction.
+            committed: Called after each commit.
+        """
         super().__init__(name, target.location)
         self._target = target
         self._clock = clock
-        self._begin = BEGIN if writes else _READ
+        self._writes = writes
+        self._marked = marked
         self._committed = committed
         self._connection: psycopg.Connection[Any] | None = None
         self._pause_s = _SHORTEST_PAUSE_S
@@ -53,62 +72,113 @@ class Session(Jobs):
 
     def _do(self, jobs: list[Job]) -> None:
         try:
-            with self._transaction() as connection:
-                jobs = self.begin(jobs)
-                for job in jobs:
-                    assert job.make is not None
-                    job.result = drive(job.make(), partial(self._execute, connection, told_now_us(self._clock)))
+            jobs = self._run(jobs)
+        except CommitInDoubt as doubt:
+            self._drop()
+            self._resolve(jobs, doubt)
         except DatabaseUnavailable as error:
-            self._again_later(jobs, error)
-            return
+            self._drop()
+            self._again_later(jobs, error, hopeful=may_pass(error))
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the job
-            if is_transient(error) or len(jobs) > 1:
-                for job in jobs:  # which of them it was does not matter: alone, none disturbs another
-                    job.result = None
-                    self._do([job])
+            self._go_back()
+            if len(jobs) == 1 and not is_transient(error):
+                self._end(jobs, error)
                 return
-            jobs[0].error = error
+            for job in jobs:  # which of them it was does not matter: alone, none disturbs another
+                job.result = None
+                self._do([job])
         else:
-            self._pause_s = _SHORTEST_PAUSE_S
+            self._succeed(jobs)
+
+    def _run(self, jobs: list[Job]) -> list[Job]:
+        """Run jobs in one transaction; return those that were still wanted when it began."""
+        try:
+            connection = self._connected()
+            with deadlines.within(CALL_S, connection):
+                mark = self._begin(connection)
+            jobs[:] = self.begin(jobs)
+            execute_here = partial(self._execute, connection, told_now_us(self._clock))
+            for job in jobs:
+                assert job.make is not None
+                job.result = drive(job.make(), execute_here)
+            with deadlines.within(CALL_S, connection):
+                commit(connection, self._target, mark)
+        except psycopg.Error as error:
+            ours = None if self._is_our_own_refusal(error) else explain(error, self._target)
+            if ours is None:
+                raise
+            raise ours from error
+        return jobs
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._target)
+        return self._connection
+
+    def _begin(self, connection: psycopg.Connection[Any]) -> Mark | None:
+        if self._writes:
+            return begin(connection, "read committed", marked=self._marked)
+        connection.execute(BEGIN_READING)
+        return None
+
+    def _is_our_own_refusal(self, error: psycopg.Error) -> bool:
+        """Tell whether a write came to where only reads belong: that says nothing of the server."""
+        return not self._writes and isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+
+    def _execute(self, connection: psycopg.Connection[Any], now_us: int | None, statement: Statement) -> Rows:
+        with deadlines.within(CALL_S, connection):
+            return execute(connection, statement, self._target.schema, now_us)
+
+    def _succeed(self, jobs: list[Job]) -> None:
+        self._pause_s = _SHORTEST_PAUSE_S
+        if jobs:
             self._committed()
         deliver(jobs)
 
-    def _execute(self, connection: psycopg.Connection[Any], now_us: int | None, statement: Statement) -> Rows:
-        return execute(connection, statement, self._target.schema, now_us)
+    @staticmethod
+    def _end(jobs: list[Job], error: BaseException) -> None:
+        for job in jobs:
+            job.error = error
+        deliver(jobs)
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._target)
-        connection = self._connection
-        try:
-            with translated(self._target), deadlines.within(CALL_S, connection):
-                connection.execute(self._begin)
-                yield connection
-                check_commit(connection.execute("COMMIT"), self._target)
-        except DatabaseUnavailable:
-            self._drop()
-            raise
-        except BaseException:
-            with contextlib.suppress(psycopg.Error):
-                connection.execute("ROLLBACK")
-            raise
+    def _resolve(self, jobs: list[Job], doubt: CommitInDoubt) -> None:
+        """Learn whether a COMMIT happened that got no answer; if not, or nobody knows, do the jobs again."""
+        resolve(doubt)
+        if doubt.fate == "committed":
+            self._succeed(jobs)
+        else:
+            # Every operation that comes this way may be done twice: it has its fence, or its id.
+            self._again_later(jobs, doubt.unresolved(), hopeful=True)
 
-    def _again_later(self, jobs: list[Job], error: DatabaseUnavailable) -> None:
+    def _again_later(self, jobs: list[Job], error: DatabaseUnavailable, *, hopeful: bool) -> None:
         """Put jobs back to the head of the queue, where their patience may end, and wait before the next try."""
+        now_s = time.monotonic()
+        with self._changed:
+            again = []
+            for job in jobs:
+                job.result = None
+                job.tried_since_s = job.tried_since_s or now_s
+                if hopeful and not self._stopping and now_s - job.tried_since_s < PATIENCE_S:
+                    job.began = False
+                    again.append(job)
+            self._queue.extendleft(reversed(again))
+        self._end([job for job in jobs if job not in again], error)
+        if again:
+            logger.warning("%s; trying again", error.problem)
+            self._pause()
+
+    def _pause(self) -> None:
         pause_s = self._pause_s * (0.5 + self._rng.random())
         self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
-        logger.warning("%s; trying again in %.1f s", error.problem, pause_s)
         with self._changed:
-            if self._stopping:
-                for job in jobs:
-                    job.error = error
-                deliver(jobs)
-                return
-            for job in reversed(jobs):
-                job.began, job.result = False, None
-                self._queue.appendleft(job)
             self._changed.wait_for(lambda: self._stopping, pause_s)
+
+    def _go_back(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.execute("ROLLBACK")
+            except psycopg.Error:
+                self._drop()
 
     def _drop(self) -> None:
         """Give the connection up: after an error of its own it is not to be trusted."""

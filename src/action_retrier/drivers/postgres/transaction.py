@@ -1,4 +1,4 @@
-"""A transaction of ours that user code borrows, in either colour."""
+"""A transaction of ours that user code may hold."""
 
 import contextlib
 import secrets
@@ -9,29 +9,40 @@ import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
 from .. import Colour
-from .connection import AnyConnection, execute, execute_async, translated
-from .deadlines import cut
+from .connection import CALL_S, execute, execute_async, translated
+from .deadlines import cut, deadlines
+from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
 from .urls import Target
 
 T = TypeVar("T")
 
 # User code must not be able to release it by name.
 _SAVEPOINT = f"action_retrier_{secrets.token_hex(8)}"
+# Another name: what undoes a savepoint around user code must not stop at the mark that the code has left.
+_MARK = f"action_retrier_{secrets.token_hex(8)}"
 
 
 class PostgresTransaction:
     """
     An open transaction on a connection that user code holds while it runs.
 
-    A savepoint around user code tells whether it ended the transaction: with it the savepoint
-    is gone, whatever transaction is open now.
+    A savepoint around user code tells whether it ended the transaction behind the guard's back:
+    with it the savepoint is gone, whatever transaction is open now.
     """
 
-    def __init__(self, connection: AnyConnection, target: Target, now_us: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        connection: AsyncUserConnection | UserConnection,
+        target: Target,
+        now_us: Callable[[], int | None],
+        *,
+        call_s: float = CALL_S,
+    ) -> None:
         self._connection = connection
         self._target = target
         self._now_us = now_us
-        self._blocking: psycopg.Connection[Any] | None = None
+        self._call_s = call_s
+        self._twin: BlockingTwin | None = None
         self.is_open = True
 
     threads = None  # user code may run in any
@@ -45,14 +56,45 @@ class PostgresTransaction:
         """
         if colour == "async" or isinstance(self._connection, psycopg.Connection):
             return self._connection
-        if self._blocking is None:
-            self._blocking = psycopg.Connection(self._connection.pgconn)
-        return self._blocking
+        if self._twin is None:
+            self._twin = BlockingTwin(self._connection)
+        return self._twin
 
     def abandon(self) -> None:
         """Take the connection away from user code that does not return; the server rolls back."""
         self.is_open = False
         cut(self._connection)
+
+    @contextlib.contextmanager
+    def _our_call(self) -> Iterator[None]:
+        """Make a call of ours, in the midst of user code's perhaps."""
+        guard = self._connection.guard
+        outer, guard.tried = guard.tried, None
+        try:
+            with translated(self._target), deadlines.within(self._call_s, self._connection):
+                yield
+        finally:
+            guard.tried = outer
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Refuse what would end the transaction; tell of it even where the code swallowed the refusal."""
+        guard = self._connection.guard
+        outer, guard.tried = guard.tried, []
+        problem: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - raised again below, perhaps with a better explanation
+            problem = error
+        finally:
+            tried, guard.tried = guard.tried or [], outer
+        if tried:
+            raise RuntimeError(
+                f"user code tried to {tried[0]}: the transaction commits together with the record that it is done, "
+                "so nobody else may end it. Return to commit, raise to roll back"
+            ) from problem
+        if problem is not None:
+            raise problem
 
     # Async.
 
@@ -63,7 +105,8 @@ class PostgresTransaction:
 
     async def _execute(self, statement: Statement) -> Rows:
         assert isinstance(self._connection, psycopg.AsyncConnection)
-        return await execute_async(self._connection, statement, self._target.schema, self._now_us())
+        with self._our_call():
+            return await execute_async(self._connection, statement, self._target.schema, self._now_us())
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
@@ -79,16 +122,18 @@ class PostgresTransaction:
 
     async def _tell(self, text: str) -> None:
         assert isinstance(self._connection, psycopg.AsyncConnection)
-        with translated(self._target):
-            await self._connection.execute(text)
+        with self._our_call():
+            await self._connection.execute(text.encode())
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
-        await self._tell(f"SAVEPOINT {_SAVEPOINT}")
-        yield
-        with _smuggled():
-            await self._tell(f"RELEASE {_SAVEPOINT}")
+        await self._tell(f"SAVEPOINT {_MARK}")
+        with self._guarded():
+            yield
+        if self.is_open:
+            with _smuggled():
+                await self._tell(f"RELEASE {_MARK}")
 
     # Blocking.
 
@@ -99,7 +144,8 @@ class PostgresTransaction:
 
     def execute_sync(self, statement: Statement) -> Rows:
         """Run one statement, with no savepoint of its own."""
-        return execute(self.connection("sync"), statement, self._target.schema, self._now_us())
+        with self._our_call():
+            return execute(self.connection("sync"), statement, self._target.schema, self._now_us())
 
     @contextlib.contextmanager
     def savepoint_sync(self) -> Iterator[None]:
@@ -114,16 +160,18 @@ class PostgresTransaction:
         self._tell_sync(f"RELEASE {_SAVEPOINT}")
 
     def _tell_sync(self, text: str) -> None:
-        with translated(self._target):
-            self.connection("sync").execute(text)
+        with self._our_call():
+            self.connection("sync").execute(text.encode())
 
     @contextlib.contextmanager
     def user_code_sync(self) -> Iterator[None]:
         """Guard a stretch in which user code holds the connection."""
-        self._tell_sync(f"SAVEPOINT {_SAVEPOINT}")
-        yield
-        with _smuggled():
-            self._tell_sync(f"RELEASE {_SAVEPOINT}")
+        self._tell_sync(f"SAVEPOINT {_MARK}")
+        with self._guarded():
+            yield
+        if self.is_open:
+            with _smuggled():
+                self._tell_sync(f"RELEASE {_MARK}")
 
 
 @contextlib.contextmanager
@@ -132,6 +180,6 @@ def _smuggled() -> Iterator[None]:
         yield
     except (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction) as error:
         raise RuntimeError(
-            "user code ended the transaction through ctx.db: it commits together with the record that it is done, "
+            "user code ended the transaction behind ctx.db: it commits together with the record that it is done, "
             "so nobody else may end it. Return to commit, raise to roll back"
         ) from error

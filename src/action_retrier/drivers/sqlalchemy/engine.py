@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ..._clock import Clock
 from ..._statements import adrive, drive
 from ..._threads import DaemonThreads
-from .. import Isolation, open_database
+from .. import IDLE_S, Isolation, open_database
 from ..handle import Handle
-from ..lent import PROTECT, Lanes, LentDatabase, Reached
+from ..lent import Lanes, LentDatabase, Reached, protection
 from .handle import SqlalchemyHandle, remember_begun
 from .transaction import AsyncEngineTransaction, EngineTransaction
 from .urls import url_of
@@ -39,11 +39,11 @@ class _EngineDatabase(LentDatabase):
         """The engine's, with the password masked."""
         return self._sync_engine.url.render_as_string(hide_password=True)
 
-    def _begin(self, connection: Connection) -> Handle:
+    def _begin(self, connection: Connection, idle_s: float) -> Handle:
         """Have SQLAlchemy begin, and return what runs on the driver's connection."""
         connection.begin()
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(PROTECT)
+            connection.exec_driver_sql(protection(idle_s))
         handle = SqlalchemyHandle(connection, connection, "sync", self._find_raw, writes=True)
         return handle.unwrap(connection)
 
@@ -72,13 +72,15 @@ class EngineDatabase(_EngineDatabase):
         self._lanes.close()
 
     @contextlib.contextmanager
-    def transaction_sync(self, isolation: Isolation = "read committed") -> Iterator[EngineTransaction]:
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> Iterator[EngineTransaction]:
         """Open a transaction of the engine's: commit on exit, rollback on error."""
-        with self._opened(isolation, None) as transaction:
+        with self._opened(isolation, idle_s, None) as transaction:
             yield transaction
 
     @contextlib.contextmanager
-    def _opened(self, isolation: Isolation, lane: DaemonThreads | None) -> Iterator[EngineTransaction]:
+    def _opened(self, isolation: Isolation, idle_s: float, lane: DaemonThreads | None) -> Iterator[EngineTransaction]:
         self.open()
         with contextlib.ExitStack() as turn:
             turn.enter_context(self.underneath.turn_to_write())
@@ -86,7 +88,7 @@ class EngineDatabase(_EngineDatabase):
             transaction: EngineTransaction | None = None
             try:
                 connection = connection.execution_options(**_options(connection, isolation))
-                handle = self._begin(connection)
+                handle = self._begin(connection, idle_s)
                 handle.open()
                 with handle.translated():
                     drive(handle.begin(), handle.execute)
@@ -105,9 +107,11 @@ class EngineDatabase(_EngineDatabase):
         self.committed()
 
     @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator[EngineTransaction]:
+    async def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AsyncIterator[EngineTransaction]:
         """Open a transaction of the engine's, in a thread of its own: commit on exit, rollback on error."""
-        async with self._lanes.entered(lambda lane: self._opened(isolation, lane)) as transaction:
+        async with self._lanes.entered(lambda lane: self._opened(isolation, idle_s, lane)) as transaction:
             yield transaction
 
 
@@ -145,16 +149,18 @@ class AsyncEngineDatabase(_EngineDatabase):
         self._threads.close()
         self._threads = DaemonThreads(_THREADS, "action-retrier-engine")
 
-    def transaction_sync(self, isolation: Isolation = "read committed") -> Any:
+    def transaction_sync(self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S) -> Any:
         """Never called: an async engine has async mutations and transactions."""
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator[AsyncEngineTransaction]:
+    async def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AsyncIterator[AsyncEngineTransaction]:
         """Open a transaction of the engine's: commit on exit, rollback on error."""
         async with self._turn(), self._connected() as connection:
             await connection.execution_options(**_options(connection, isolation))
-            handle = await connection.run_sync(self._begin)
+            handle = await connection.run_sync(self._begin, idle_s)
             await handle.open_async()
             with handle.translated():
                 await adrive(handle.begin(), handle.execute_async)

@@ -33,6 +33,10 @@ class SqliteSubscription:
             if value:
                 self._changes.look()
 
+    async def tune(self, worker: str, *, busy: bool) -> float | None:  # noqa: ARG002 - it costs others nothing
+        """Do nothing: others' commits show by themselves."""
+        return None
+
     def close(self) -> None:
         """Hear no more."""
         self._changes.remove(self)

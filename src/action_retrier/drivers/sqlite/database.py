@@ -17,7 +17,7 @@ from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...config import logger
 from ...errors import DatabaseUnavailable, SchemaMismatch
-from .. import Colour, Executor
+from .. import IDLE_S, Colour, Executor, Isolation
 from ..handle import find
 from .changes import SqliteChanges
 from .connection import OLDEST_SQLITE, connect, execute, translated
@@ -243,18 +243,32 @@ class SqliteDatabase:
         return result
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(
+        self,
+        isolation: Isolation = "read committed",  # noqa: ARG002 - one writer
+        *,
+        idle_s: float = IDLE_S,  # noqa: ARG002 - its client is this process
+    ) -> AsyncIterator[SqliteTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
         async with self._current_writer.borrow(_LOAN_PATIENCE_S) as loan:
             yield loan
 
     @contextlib.contextmanager
-    def transaction_sync(self) -> Iterator[SqliteTransaction]:
+    def transaction_sync(
+        self,
+        isolation: Isolation = "read committed",  # noqa: ARG002 - one writer
+        *,
+        idle_s: float = IDLE_S,  # noqa: ARG002 - its client is this process
+    ) -> Iterator[SqliteTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         self.open()
         with self._current_writer.borrow_sync(_LOAN_PATIENCE_S) as loan:
             yield loan
+
+    def is_transient(self, error: BaseException) -> bool:  # noqa: ARG002 - one writer
+        """Tell whether the transaction may well succeed when it is done again: nobody disturbs one here."""
+        return False
 
     async def _open_async(self) -> None:
         if self._pid != os.getpid():

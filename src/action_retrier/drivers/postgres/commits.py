@@ -1,0 +1,195 @@
+"""
+Begin and commit transactions of ours, and learn what became of a COMMIT that got no answer.
+
+A connection that dies during COMMIT leaves it open whether the server has committed. The server
+knows, by the transaction's id, unless it has crashed or somebody else has taken over since: then
+ids may have been given out again, and nobody can tell.
+"""
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ..._statements import Statement
+from ...config import logger
+from ...errors import DatabaseUnavailable
+from .. import IDLE_S, Isolation
+from .connection import CALL_S, AnyConnection, connect, execute, translated
+from .deadlines import deadlines
+from .urls import Target
+
+# Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
+_PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout ="
+_MARK: Final = (
+    "SELECT CAST(pg_catalog.pg_current_xact_id() AS text),"
+    " CAST(pg_catalog.pg_postmaster_start_time() AS text),"
+    " CAST((pg_catalog.pg_control_checkpoint()).checkpoint_lsn AS text)"
+)
+PATIENCE_S: Final = 30.0
+"""How long an operation is tried again while the server cannot be reached."""
+_SHORTEST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+BEGIN_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""One state for all statements of an operation."""
+
+Fate = Literal["committed", "rolled back", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """
+    By what a transaction is found again.
+
+    Attributes:
+        xid: Its id.
+        server_started, checkpoint: Of which life of the server that id is.
+    """
+
+    xid: str
+    server_started: str
+    checkpoint: str
+
+
+class CommitInDoubt(Exception):
+    """The connection failed during COMMIT."""
+
+    def __init__(self, target: Target, mark: Mark | None) -> None:
+        super().__init__(f"{target.location}: the connection was lost during COMMIT")
+        self.target = target
+        self.mark = mark
+        self.fate: Fate = "unknown"
+
+    def unresolved(self) -> DatabaseUnavailable:
+        """Return what a caller is told whose transaction has not committed, as far as anybody can tell."""
+        if self.fate == "rolled back":
+            return DatabaseUnavailable(problem=f"{self}, and the server rolled back", remedy="do it again")
+        return DatabaseUnavailable(
+            problem=f"{self}, and whether that happened is not known",
+            remedy="look whether it did before you do it again",
+        )
+
+
+def can_mark(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether the server can be asked; some that speak PostgreSQL's language cannot."""
+    try:
+        with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute(_MARK)
+    except psycopg.Error:
+        return False
+    return True
+
+
+def _begin_text(isolation: Isolation, *, marked: bool, idle_s: float | None) -> bytes:
+    """Return what begins a transaction, in one exchange."""
+    begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT} {round((idle_s or IDLE_S) * 1000)}"
+    if idle_s is not None:
+        begin = f"RESET ALL; {begin}"  # what user code has set on the session was its own
+    return (f"{begin}; {_MARK}" if marked else begin).encode()
+
+
+def begin(
+    connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+) -> Mark | None:
+    """Begin a transaction; for user code, if that may leave it idle for so long."""
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s))
+        if not marked:
+            return None
+        while cursor.nextset():
+            pass
+        return Mark(*cursor.fetchall()[0])
+
+
+async def begin_async(
+    connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+) -> Mark | None:
+    """Begin a transaction; for user code, if that may leave it idle for so long."""
+    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s))
+        if not marked:
+            return None
+        while cursor.nextset():
+            pass
+        return Mark(*(await cursor.fetchall())[0])
+
+
+def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | None) -> None:
+    """Commit. Raises `CommitInDoubt`."""
+    try:
+        with psycopg.Cursor(connection) as cursor:
+            cursor.execute("COMMIT")
+            status = cursor.statusmessage
+    except psycopg.Error as error:
+        raise _judged(error, connection, target, mark) from error
+    _check(status, target)
+
+
+async def commit_async(connection: psycopg.AsyncConnection[Any], target: Target, mark: Mark | None) -> None:
+    """Commit. Raises `CommitInDoubt`."""
+    try:
+        async with psycopg.AsyncCursor(connection) as cursor:
+            await cursor.execute("COMMIT")
+            status = cursor.statusmessage
+    except psycopg.Error as error:
+        raise _judged(error, connection, target, mark) from error
+    _check(status, target)
+
+
+def _judged(error: psycopg.Error, connection: AnyConnection, target: Target, mark: Mark | None) -> Exception:
+    """Return what a COMMIT has failed with: only with the connection gone does nobody know how it ended."""
+    if not connection.closed:
+        return error
+    return CommitInDoubt(target, mark)
+
+
+def _check(status: str | None, target: Target) -> None:
+    """Raise if a COMMIT did not: a transaction that has failed is rolled back by it."""
+    if status != "COMMIT":
+        raise DatabaseUnavailable(
+            problem=f"{target.location}: the transaction had failed, and the server rolled it back",
+            remedy="let errors of the database out of the transaction, instead of going on after them",
+        )
+
+
+def fate_of(connection: psycopg.Connection[Any], doubt: CommitInDoubt) -> Fate | None:
+    """
+    Return what became of a transaction; None: its session is still at it.
+
+    What the server calls committed may wait for a synchronous standby that has not got it. So it
+    counts once a further write has committed, which has to wait for the same.
+    """
+    mark, target = doubt.mark, doubt.target
+    if mark is None:
+        return "unknown"
+    with translated(target):
+        (row,) = execute(connection, Statement("select_fate", asdict(mark)), target.schema, None)
+        if row["status"] == "committed":
+            execute(connection, Statement("touch_meta"), target.schema, None)
+    match row["status"]:
+        case "committed":
+            return "committed"
+        case "aborted":
+            return "rolled back"
+        case "in progress":
+            return None
+    return "unknown"
+
+
+def resolve(doubt: CommitInDoubt) -> None:
+    """Ask until the server answers, on connections of its own, for as long as anybody would wait."""
+    logger.warning("%s; asking what became of it", doubt)
+    give_up_at = time.monotonic() + PATIENCE_S
+    pause_s = _SHORTEST_PAUSE_S
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(DatabaseUnavailable, psycopg.Error):
+            with contextlib.closing(connect(doubt.target)) as connection, deadlines.within(CALL_S, connection):
+                fate = fate_of(connection, doubt)
+            if fate is not None:
+                doubt.fate = fate
+                return
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
