@@ -225,9 +225,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    await tell_async(connection, "ROLLBACK")
+                if transaction.is_open:  # else somebody's thread may still be using what has been abandoned
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        await tell_async(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -265,9 +266,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    tell(connection, "ROLLBACK")
+                if transaction.is_open:
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        tell(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection

@@ -63,6 +63,7 @@ class PostgresTransaction:
     def abandon(self) -> None:
         """Take the connection away from user code that does not return; the server rolls back."""
         self.is_open = False
+        self._connection.is_abandoned = True
         cut(self._connection)
 
     def _settle(self) -> None:
