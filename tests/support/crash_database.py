@@ -178,14 +178,24 @@ class PostgresDatabase:
     @contextlib.contextmanager
     def looking(self) -> Iterator[Look]:
         """Look into it through a connection that is kept, as long as the server keeps it."""
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._conninfo, prepare_threshold=None, row_factory=dict_row)
-            self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         try:
-            yield Look(self, self._connection)
+            connection = self._begun()
+        except psycopg.OperationalError:  # the server has crashed meanwhile
+            self.close()
+            connection = self._begun()
+        try:
+            yield Look(self, connection)
         finally:
             with contextlib.suppress(psycopg.Error):
-                self._connection.rollback()
+                connection.rollback()
+
+    def _begun(self) -> psycopg.Connection[dict[str, Any]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._conninfo, autocommit=True, prepare_threshold=None, row_factory=dict_row
+            )
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        return self._connection
 
     def install_witnesses(self) -> None:
         """Create the tables and the trigger."""

@@ -69,15 +69,19 @@ class Server:
         self.version = version
         self.settings = settings
         self.under = [*under]
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(folder, _NOBODY, _NOBODY)
-        folder.chmod(0o700)
-        self.run(
-            "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N"
-        )
+        own(folder)
+
+    def create(self) -> None:
+        """Fill its directory with an empty database."""
+        where = ("-D", str(self.folder / "data"))
+        self.run("initdb", *where, "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N")
+
+    def copy(self, primary: "Server", name: str) -> None:
+        """Fill its directory with a copy of a running server, whose standby it will be under *name*."""
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"
+        self.run("pg_basebackup", "-D", str(self.folder / "data"), "-d", source, "-R", "-X", "stream", "-c", "fast")
 
     @property
     def url(self) -> str:
@@ -202,7 +206,15 @@ class Server:
         self._process = None
 
 
-def _free_port() -> int:
+def own(folder: Path) -> None:
+    """Make a directory of whoever servers run as."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+    folder.chmod(0o700)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -215,6 +227,7 @@ def running_server(
     """Run a server for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(prefix="action-retrier-postgres-"))
     server = Server(folder, version, under=under, **settings)
+    server.create()
     if welcome is not None:
         server.welcome(welcome)
     try:
