@@ -20,9 +20,11 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any, Protocol
 
 import psycopg
+import pytest
 from psycopg.rows import dict_row
 
 from action_retrier._clock import Clock
@@ -40,10 +42,12 @@ from action_retrier.drivers.postgres.guarded import BlockingTwin
 from action_retrier.results import Run, RunStatus
 from action_retrier.testing import ManualClock
 
-from .support import postgres_server
+from .support import pgbouncer, postgres_server
 
 SYSTEMS = ["sqlite", "postgres"]
 """Database systems; a test of the store runs on each."""
+if os.environ.get(pgbouncer.VARIABLE) == "1":
+    SYSTEMS.append("pgbouncer")
 COLOURS = ["sync", "async"]
 NAMESPACE = "default"
 LIMIT_S = 30.0
@@ -139,10 +143,20 @@ class SqliteSystem:
 class PostgresSystem:
     """A schema of its own in a real server, which the tests bring along."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pooler: str | None = None) -> None:
+        """
+        Make the schema.
+
+        Args:
+            url: Of the server.
+            pooler: The URL by which the library and its users reach it, if there is a pooler between.
+        """
         self.schema = f"t{secrets.token_hex(8)}"
-        self.url = f"{url}{'&' if '?' in url else '?'}schema={self.schema}"
-        self._server = url
+        self.url = with_query(pooler or url, f"schema={self.schema}")
+        if pooler is not None:
+            self.url = with_query(self.url, pgbouncer.POOLED)
+        self._server = pooler or url
+        self._options: dict[str, Any] = {} if pooler is None else {"prepare_threshold": None}
         self._opened: list[Any] = []
         self._look = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self._look.execute(f"CREATE SCHEMA {self.schema}_own; CREATE TABLE {self.schema}_own.notes (text text UNIQUE)")
@@ -157,7 +171,7 @@ class PostgresSystem:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """Open a connection of the user's own."""
-        connection = psycopg.connect(self._server, **options)
+        connection = psycopg.connect(self._server, **self._options | options)
         self._opened.append(connection)
         return connection
 
@@ -217,6 +231,28 @@ def postgres_url() -> str:
     return stack.enter_context(postgres_server.running_server()).url
 
 
+@functools.cache
+def pgbouncer_url() -> str:
+    """Return the URL that leads to that server through a PgBouncer, which ends with the process."""
+    problem = pgbouncer.why_not()
+    if problem:
+        pytest.skip(problem)
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(pgbouncer.pgbouncer(postgres_url()))
+
+
+def with_query(url: str, query: str) -> str:
+    """Return *url* with more in its query."""
+    return f"{url}{'&' if '?' in url else '?'}{query}"
+
+
+def systems_for(module: ModuleType) -> list[str]:
+    """Return what a module's tests run on: each system, or the one that it is named after."""
+    about = module.__name__.rpartition("_")[2]
+    return [about] if about in SYSTEMS else SYSTEMS
+
+
 def open_system(name: str, folder: Path) -> System:
     """Return a fresh database of the system *name*."""
     match name:
@@ -224,6 +260,8 @@ def open_system(name: str, folder: Path) -> System:
             return SqliteSystem(folder)
         case "postgres":
             return PostgresSystem(postgres_url())
+        case "pgbouncer":
+            return PostgresSystem(postgres_url(), pgbouncer_url())
     raise ValueError(name)
 
 

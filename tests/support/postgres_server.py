@@ -106,21 +106,12 @@ class Server:
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs, as the user that the server runs as."""
         subprocess.run(
-            [binaries(self.version) / program, *arguments],
+            [*as_nobody(), binaries(self.version) / program, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
-            **self._identity(),
         )
-
-    @staticmethod
-    def _identity() -> dict[str, int]:
-        return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}  # type: ignore[dict-item]
-
-    def _under(self) -> list[str]:
-        who = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-        return [*self.under, *who] if self.under else []
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -135,13 +126,12 @@ class Server:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._under(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
+                [*self.under, *as_nobody(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **({} if self.under else self._identity()),
             )
         self.wait_until_it_answers()
 
@@ -204,6 +194,11 @@ class Server:
                 self._process.send_signal(signal.SIGQUIT)
                 self._process.wait()
         self._process = None
+
+
+def as_nobody() -> list[str]:
+    """Return what a program is put under that refuses to run as root, if we are root."""
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
 
 
 def own(folder: Path) -> None:
