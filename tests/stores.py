@@ -69,6 +69,9 @@ class System(Protocol):
     def notes(self) -> list[str]:
         """Return what is committed in it."""
 
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back, as damage would."""
+
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
 
@@ -120,6 +123,13 @@ class SqliteSystem:
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
 
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back."""
+        changes = ", ".join(f"{name} = :{name}" for name in columns)
+        with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
+            text = f"UPDATE action_retrier_runs SET {changes} WHERE id = :id"  # noqa: S608
+            connection.execute(text, {"id": run_id, **columns})
+
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing connection."""
         return len(database._writer._queue)
@@ -136,16 +146,83 @@ class SqliteSystem:
             one.close()
 
 
-class PostgresSystem:
-    """A schema of its own in a real server, which the tests bring along."""
+class Schemas:
+    """
+    Schemas in a real server that tests use one after the other: to make one takes longer than most tests.
+
+    A test's rows are removed after it. A schema that is not as it was when it was made is dropped.
+    """
 
     def __init__(self, url: str) -> None:
-        self.schema = f"t{secrets.token_hex(8)}"
-        self.url = f"{url}{'&' if '?' in url else '?'}schema={self.schema}"
-        self._server = url
+        self.url = url
+        self.look = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+        self._free: list[str] = []
+        self._shapes: dict[str, Any] = {}
+
+    def url_of(self, schema: str) -> str:
+        """Return the URL of a schema; its sessions bear its name, by which they are found."""
+        return f"{self.url}{'&' if '?' in self.url else '?'}schema={schema}&application_name={schema}"
+
+    def take(self) -> str:
+        """Return an empty schema, with one of the user's own beside it."""
+        return self._free.pop() if self._free else self._make()
+
+    def _make(self) -> str:
+        schema = f"t{secrets.token_hex(8)}"
+        self.look.execute(f"CREATE SCHEMA {schema}_own")
+        self.look.execute(f"CREATE TABLE {schema}_own.notes (text text NOT NULL UNIQUE, number serial)")
+        with contextlib.closing(open_database(self.url_of(schema), clock=ManualClock(), auto_migrate=True)) as database:
+            database.open()
+        self._shapes[schema] = self._shape(schema)
+        return schema
+
+    def _shape(self, schema: str) -> Any:
+        """Return what must not change: which tables and indexes there are, their columns, and what meta says."""
+        names = [schema, f"{schema}_own"]
+        tables = self.look.execute(
+            "SELECT oid, relnatts FROM pg_class WHERE relnamespace IN "
+            "(SELECT oid FROM pg_namespace WHERE nspname = ANY(%s)) ORDER BY oid",
+            [names],
+        ).fetchall()
+        return tables, tables and self.look.execute(f"SELECT * FROM {schema}.meta ORDER BY key").fetchall()  # noqa: S608
+
+    def give_back(self, schema: str) -> None:
+        """End the sessions that are left, and have the schema used again if it is as it was."""
+        ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+        until(lambda: not self.look.execute(ending, [schema]).fetchall())
+        if self._is_as_it_was(schema):
+            for table in (*TABLES, "notes"):
+                own = "_own" if table == "notes" else ""
+                self.look.execute(f"DELETE FROM {schema}{own}.{table}")  # noqa: S608
+            self._free.append(schema)
+        else:
+            self._drop(schema)
+
+    def _is_as_it_was(self, schema: str) -> bool:
+        try:
+            return bool(self._shape(schema) == self._shapes[schema])
+        except psycopg.errors.UndefinedTable:
+            return False
+
+    def _drop(self, schema: str) -> None:
+        self.look.execute(f"DROP SCHEMA IF EXISTS {schema}, {schema}_own CASCADE")
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for schema in self._free:
+            self._drop(schema)
+        self.look.close()
+
+
+class PostgresSystem:
+    """A schema in a real server, which the tests bring along."""
+
+    def __init__(self, schemas: Schemas) -> None:
+        self._schemas = schemas
+        self._look = schemas.look
+        self.schema = schemas.take()
+        self.url = schemas.url_of(self.schema)
         self._opened: list[Any] = []
-        self._look = psycopg.connect(url, autocommit=True, row_factory=dict_row)
-        self._look.execute(f"CREATE SCHEMA {self.schema}_own; CREATE TABLE {self.schema}_own.notes (text text UNIQUE)")
 
     def open(self, clock: Clock, **options: Any) -> Database:
         """Open the database as one more process would."""
@@ -157,7 +234,7 @@ class PostgresSystem:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """Open a connection of the user's own."""
-        connection = psycopg.connect(self._server, **options)
+        connection = psycopg.connect(self._schemas.url, application_name=self.schema, **options)
         self._opened.append(connection)
         return connection
 
@@ -173,8 +250,14 @@ class PostgresSystem:
 
     def notes(self) -> list[str]:
         """Return what is committed in it."""
-        rows = self._look.execute(f"SELECT text FROM {self.schema}_own.notes ORDER BY ctid").fetchall()  # noqa: S608
+        rows = self._look.execute(f"SELECT text FROM {self.schema}_own.notes ORDER BY number").fetchall()  # noqa: S608
         return [row["text"] for row in rows]
+
+    def overwrite(self, run_id: str, **columns: Any) -> None:
+        """Change a run's row behind our back."""
+        changes = ", ".join(f"{name} = %({name})s" for name in columns)
+        text = f"UPDATE {self.schema}.runs SET {changes} WHERE id = %(id)s"  # noqa: S608
+        self._look.execute(text, {"id": run_id, **columns})
 
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
@@ -199,11 +282,10 @@ class PostgresSystem:
             held.result(LIMIT_S)
 
     def close(self) -> None:
-        """Close what tests have opened, and leave nothing behind."""
+        """Close what tests have opened, and let the next one have the schema."""
         for one in reversed(self._opened):
             one.close()
-        self._look.execute(f"DROP SCHEMA IF EXISTS {self.schema}, {self.schema}_own CASCADE")
-        self._look.close()
+        self._schemas.give_back(self.schema)
 
 
 @functools.cache
@@ -217,13 +299,21 @@ def postgres_url() -> str:
     return stack.enter_context(postgres_server.running_server()).url
 
 
+@functools.cache
+def postgres_schemas() -> Schemas:
+    """Return the schemas that this process's tests share; they end before the server does."""
+    schemas = Schemas(postgres_url())
+    atexit.register(schemas.close)
+    return schemas
+
+
 def open_system(name: str, folder: Path) -> System:
     """Return a fresh database of the system *name*."""
     match name:
         case "sqlite":
             return SqliteSystem(folder)
         case "postgres":
-            return PostgresSystem(postgres_url())
+            return PostgresSystem(postgres_schemas())
     raise ValueError(name)
 
 
@@ -478,3 +568,24 @@ class Store:
     def snapshot(self) -> dict[str, list[dict[str, Any]]]:
         """Return what is committed in all of our tables."""
         return {name: self.system.table(name) for name in TABLES}
+
+
+class Bell:
+    """Rings when a subscription is called."""
+
+    def __init__(self, store: Store, *, active: bool = True) -> None:
+        self._rung = threading.Event()
+        self.subscription = store.database.changes.subscribe(self._rung.set)
+        self.subscription.active = active
+
+    def rings(self) -> bool:
+        rung = self._rung.wait(LIMIT_S)
+        self._rung.clear()
+        return rung
+
+    def has_rung(self) -> bool:
+        return self._rung.is_set()
+
+    def settle(self) -> None:
+        """Forget what has rung."""
+        self._rung.clear()

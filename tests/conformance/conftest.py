@@ -1,7 +1,8 @@
 """The store under test: every test of it runs on each database system, in both colours."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -9,6 +10,7 @@ from action_retrier.testing import ManualClock
 
 from .. import invariants
 from ..stores import COLOURS, Store, System
+from .bench import Bench
 
 
 @pytest.fixture(params=COLOURS)
@@ -17,3 +19,18 @@ def store(request: pytest.FixtureRequest, system: System, clock: ManualClock) ->
     with contextlib.closing(Store(system, request.param, clock)) as store:
         yield store
         invariants.check(store.snapshot())
+
+
+@pytest.fixture
+def bench(system: System, clock: ManualClock) -> Iterator[Bench]:
+    with contextlib.closing(Store(system, "sync", clock)) as store:
+        bench = Bench(store)
+        yield bench
+        bench.mutations.close()
+        invariants.check(store.snapshot())
+
+
+@pytest.fixture
+async def no_tasks_left() -> AsyncIterator[None]:
+    yield
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -3,88 +3,23 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from random import Random
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from action_retrier import errors
-from action_retrier._completion import Completion, Report
-from action_retrier._functions import Mutation
-from action_retrier._lifecycle import Attempted, Outcome, Raised, Succeeded, settle
-from action_retrier._mutations import Mutations
-from action_retrier._ops.claims import Claimant
+from action_retrier._lifecycle import Raised
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reads import read_status
 from action_retrier._ops.starts import start_runs
-from action_retrier._policy import policy_from_json
-from action_retrier._registry import Registry
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
-from action_retrier.testing import ManualClock
 
-from .. import invariants
-from ..stores import NAMESPACE, Store, System
+from ..stores import NAMESPACE
+from .bench import SHARED, Bench, isolations
 
-SHARED = "read committed"
-OWN = "serializable"
-isolations = pytest.mark.parametrize("isolation", [OWN, SHARED])
-
-
-class Bench:
-    """A store, a worker, and what completes its runs."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.registry = Registry()
-        self.mutations = Mutations(store.database, self.registry, store.clock, Random(1))
-        self.completion = Completion(store.database, self.registry, self.mutations, Random(1))
-        self.worker: Claimant | None = None
-
-    def callback(self, function: Callable[..., Any], name: str = "done", **options: Any) -> None:
-        self.registry.add_mutation(Mutation(function, name, **options))
-
-    def claimed(self, name: str = "done", **options: Any) -> Any:
-        """Start a run with this callback, and claim it."""
-        self.store.start("charge", on_complete=name, **options)
-        self.worker = self.worker or self.store.worker(mutations=tuple(self.registry.mutations))
-        return self.store.claim_one(self.worker)
-
-    def report(self, row: Any, outcome: Outcome = Succeeded('"ok"')) -> Report:  # noqa: B008 - frozen
-        assert self.worker is not None
-        attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
-        move = settle(attempted, outcome, self.store.rng)
-        suspect = row["losses"] > 0
-        return Report(
-            row["id"], row["attempt"], self.worker.id, move, row["on_complete"], row["context"], losses=int(suspect)
-        )
-
-    def state(self, row: Any) -> tuple[str, str, int]:
-        """Return state, callback state and tries."""
-        stored = self.store.row(row["id"])
-        return stored["state"], stored["callback_state"], stored["callback_tries"]
-
-    @property
-    def notes(self) -> list[str]:
-        return self.store.system.notes()
-
-    def note(self, ctx: Any, text: str) -> None:
-        self.store.system.write_note(ctx.db, text)
-
-
-@pytest.fixture
-def bench(system: System, clock: ManualClock) -> Iterator[Bench]:
-    with contextlib.closing(Store(system, "sync", clock)) as store:
-        bench = Bench(store)
-        yield bench
-        bench.mutations.close()
-        invariants.check(store.snapshot())
-
-
-@pytest.fixture(autouse=True)
-async def no_tasks_left() -> AsyncIterator[None]:
-    yield
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+pytestmark = pytest.mark.usefixtures("no_tasks_left")
 
 
 @isolations
@@ -104,7 +39,7 @@ async def test_outcome_and_callback_commit_together(bench: Bench, isolation: Any
     bench.callback(look if flavour == "def" else look_async, isolation=isolation)
     row = bench.claimed(context='{"mail": 1}')
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert seen == [(row["id"], Success("ok"), {"mail": 1}), (("running", "none", 0), [])]
     assert (bench.state(row), bench.notes) == (("succeeded", "done", 1), ["called"])
@@ -141,7 +76,7 @@ async def test_a_callback_that_raises_undoes_its_writes_and_nothing_else(
     bench.callback(fail, isolation=isolation)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.state(row), bench.notes) == (("succeeded", "pending", 1), [])
     stored = bench.store.row(row["id"])
@@ -161,7 +96,7 @@ async def test_one_bad_callback_spoils_no_neighbour(bench: Bench, isolation: Any
     bench.callback(sometimes, isolation=isolation)
     rows = [bench.claimed(context=str(number)) for number in range(5)]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert bench.notes == ["0", "2", "4"]
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", ("done", "pending")[n % 2]) for n in range(5)]
@@ -178,7 +113,7 @@ async def test_callbacks_that_opted_in_share_a_transaction(bench: Bench) -> None
     bench.callback(look, isolation=SHARED)
     rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert (seen, bench.notes) == ([[], []], ["a", "b"])
 
@@ -193,7 +128,7 @@ async def test_serializable_callbacks_have_a_transaction_each(bench: Bench) -> N
     bench.callback(look)
     rows = [bench.claimed(context=f'"{text}"') for text in "ab"]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert seen == [[], ["a"]]
 
@@ -208,7 +143,7 @@ async def test_a_superseded_attempt_calls_nothing_back(bench: Bench, isolation: 
         bench.store.write(cancel_run, NAMESPACE, row["id"])
     before = bench.store.snapshot()
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert called == []
     assert bench.store.snapshot() == before
@@ -221,7 +156,7 @@ async def test_completing_twice_calls_back_once(bench: Bench, isolation: Any) ->
     row = bench.claimed()
 
     for _ in range(2):
-        await bench.completion.complete([bench.report(row)])
+        await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
 
@@ -233,14 +168,14 @@ async def test_a_commit_whose_result_is_unknown_calls_back_once(bench: Bench, mo
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def lossy() -> AsyncIterator[Any]:
-        async with transaction() as one:
+    async def lossy(isolation: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(isolation, **options) as one:
             yield one
         raise errors.DatabaseUnavailable(problem="the answer was lost", remedy="ask again")
 
     monkeypatch.setattr(bench.store.database, "transaction", lossy)
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([row["id"]], ("succeeded", "done", 1))
 
@@ -254,14 +189,14 @@ async def test_a_transaction_that_does_not_commit_leaves_the_outcome_with_a_pend
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def failing() -> AsyncIterator[Any]:
-        async with transaction() as one:
+    async def failing(isolation: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(isolation, **options) as one:
             yield one
             raise errors.DatabaseUnavailable(problem="it could not be committed", remedy="try again")
 
     monkeypatch.setattr(bench.store.database, "transaction", failing)
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 1))
 
@@ -273,11 +208,6 @@ SMUGGLED: dict[str, Callable[[Any], object]] = {
     "commit ;": lambda db: db.execute("  commit ; "),
     "/* */ END": lambda db: db.execute("/* a comment */ END TRANSACTION"),
     "ROLLBACK": lambda db: db.execute("ROLLBACK"),
-    "executescript": lambda db: db.executescript("INSERT INTO notes VALUES ('smuggled'); COMMIT; BEGIN"),
-    "with db": lambda db: db.__exit__(None, None, None),
-    "with db that raises": lambda db: db.__exit__(ValueError, ValueError(), None),
-    "isolation_level = None": lambda db: setattr(db, "isolation_level", None),
-    "our savepoint": lambda db: db.execute("ROLLBACK TO action_retrier_inner"),
 }
 
 
@@ -299,47 +229,11 @@ async def test_a_callback_cannot_end_the_transaction(
     bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
     rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
     assert bench.notes == ["honest 0", "honest 2"]
     assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
-
-
-async def test_a_callback_in_a_batch_cannot_release_our_savepoint(bench: Bench) -> None:
-    """I4: with its savepoint gone a callback that raises could not be undone; a cached statement is no way in."""
-
-    def cheat(ctx: Any, context: Any) -> None:
-        bench.note(ctx, f"cheat {context}")
-        with contextlib.suppress(Exception):
-            ctx.db.execute("RELEASE action_retrier_inner")
-        raise ValueError(context)
-
-    bench.callback(cheat, isolation=SHARED)
-    rows = [bench.claimed(context=str(number)) for number in range(2)]
-
-    await bench.completion.complete([bench.report(row) for row in rows])
-
-    assert bench.notes == []
-    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
-
-
-@isolations
-async def test_a_conflict_clause_that_rolls_back_commits_nothing_piecemeal(bench: Bench, isolation: Any) -> None:
-    """I4: OR ROLLBACK ends the transaction without a ROLLBACK; what the callback writes then must not stay."""
-
-    def conflict(ctx: Any) -> None:
-        bench.note(ctx, "before")
-        with contextlib.suppress(Exception):
-            ctx.db.execute("INSERT OR ROLLBACK INTO notes (text) VALUES ('before')")
-        bench.note(ctx, "after")
-
-    bench.callback(conflict, isolation=isolation)
-    row = bench.claimed()
-
-    await bench.completion.complete([bench.report(row)])
-
-    assert (bench.notes, bench.state(row)[:2]) == ([], ("succeeded", "pending"))
 
 
 async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Bench) -> None:
@@ -347,24 +241,22 @@ async def test_a_callback_that_closes_the_connection_hurts_only_itself(bench: Be
     bench.callback(lambda ctx: bench.note(ctx, "honest"), "honest")
     rows = [bench.claimed("done"), bench.claimed("honest")]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending"), ("succeeded", "done")]
     assert bench.notes == ["honest"]
 
 
 async def test_settings_that_a_callback_makes_on_the_connection_are_its_own(bench: Bench) -> None:
-    """Rows and texts come to us as they are, whatever factory user code has set."""
+    """Rows come to us as they are, whatever factory user code has set."""
 
     def setting(ctx: Any) -> None:
         ctx.db.row_factory = lambda *_: 1 / 0
-        ctx.db.text_factory = bytes
-        ctx.db.isolation_level = "EXCLUSIVE"
 
     bench.callback(setting)
     rows = [bench.claimed(), bench.claimed()]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 2
     assert bench.store.status(bench.store.start()) == InProgress()
@@ -381,7 +273,7 @@ async def test_a_callback_may_use_savepoints_of_its_own(bench: Bench) -> None:
     bench.callback(nested)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert (bench.notes, bench.state(row)[:2]) == (["kept"], ("succeeded", "done"))
 
@@ -398,7 +290,7 @@ async def test_a_callback_may_start_and_cancel_runs_in_its_transaction(bench: Be
     bench.callback(more)
     row = bench.claimed()
 
-    await bench.completion.complete([bench.report(row)])
+    await bench.complete([row])
 
     assert bench.state(row) == ("succeeded", "done", 1)
     assert bench.store.status(start.id) == InProgress()
@@ -418,7 +310,7 @@ async def test_an_async_callback_that_takes_too_long_is_rolled_back(bench: Bench
 
     bench.callback(slow, timeout_ms=5000)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
     bench.store.clock.advance(4999)
     assert bench.state(row) == ("running", "none", 0)
@@ -427,6 +319,27 @@ async def test_an_async_callback_that_takes_too_long_is_rolled_back(bench: Bench
 
     assert (bench.notes, bench.state(row)) == ([], ("succeeded", "pending", 1))
     assert "took longer than timeout_ms=5000" in bench.store.row(row["id"])["callback_error"]
+
+
+async def test_a_callback_that_takes_too_long_spoils_no_neighbour_in_its_transaction(bench: Bench) -> None:
+    """I4: it is pending, with what it wrote undone, and the others are done."""
+    begun = asyncio.Event()
+
+    async def slow(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        if context == "slow":
+            begun.set()
+            await asyncio.Event().wait()
+
+    bench.callback(slow, timeout_ms=5000, isolation=SHARED)
+    rows = [bench.claimed(context=f'"{text}"') for text in ("before", "slow", "after")]
+    task = asyncio.create_task(bench.complete(rows))
+    await begun.wait()
+    bench.store.clock.advance(5000)
+    await task
+
+    assert bench.notes == ["before", "after"]
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", word) for word in ("done", "pending", "done")]
 
 
 async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: Bench) -> None:
@@ -439,16 +352,16 @@ async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: B
         bench.note(ctx, "undone")
         loop.call_soon_threadsafe(begun.set)
         free.wait()
-        for statement in ("INSERT INTO notes VALUES ('too late')", "SELECT 1", "COMMIT"):
+        for use in (partial(bench.store.system.write_note, db, "too late"), partial(db.execute, "COMMIT")):
             try:
-                later.append(db.execute(statement))
+                later.append(use())
             except Exception as error:  # noqa: BLE001 - which one is not the point
                 later.append(error)
         ended.set()
 
     bench.callback(stuck, timeout_ms=5000)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
     bench.store.clock.advance(5000)
     await task
@@ -473,7 +386,7 @@ async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench) ->
 
     bench.callback(slow)
     row = bench.claimed()
-    task = asyncio.create_task(bench.completion.complete([bench.report(row)]))
+    task = asyncio.create_task(bench.complete([row]))
     await begun.wait()
 
     task.cancel()
@@ -585,7 +498,7 @@ async def test_a_broken_error_message_does_not_lose_the_callback(bench: Bench) -
     bench.callback(failing(Ugly()), "ugly")
     rows = [bench.claimed("broken"), bench.claimed("ugly")]
 
-    await bench.completion.complete([bench.report(row) for row in rows])
+    await bench.complete(rows)
 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "pending")] * 2
     text = bench.store.row(rows[1]["id"])["callback_error"]

@@ -1,5 +1,6 @@
 """Leases on SQLite: the lock tells a death at once, the time stamp tells a process that was stopped."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -112,6 +113,14 @@ def elsewhere(folder: Path, boot: Boot) -> Iterator[Elsewhere]:
     elsewhere.close()
 
 
+def dead(leases: SqliteLeases, workers: list[str]) -> list[str]:
+    return asyncio.run(leases.dead(workers))
+
+
+def silent(leases: SqliteLeases, workers: list[str]) -> list[str]:
+    return asyncio.run(leases.silent(workers))
+
+
 def beat(leases: SqliteLeases, boot: Boot, worker: str, times: int = 4) -> None:
     """Let time pass, with a heartbeat every three seconds."""
     for _ in range(times):
@@ -123,8 +132,8 @@ def test_a_worker_that_holds_its_lease_lives(leases: SqliteLeases, hold: Callabl
     """I1: a living worker's runs are nobody else's business."""
     worker = hold()
 
-    assert leases.dead([worker]) == []
-    assert SqliteLeases(leases._directory).dead([worker]) == []
+    assert dead(leases, [worker]) == []
+    assert dead(SqliteLeases(leases._directory), [worker]) == []
 
 
 def test_the_files_are_the_owners_alone(leases: SqliteLeases, hold: Callable[[], str], folder: Path) -> None:
@@ -137,15 +146,15 @@ def test_the_files_are_the_owners_alone(leases: SqliteLeases, hold: Callable[[],
 def test_another_process_that_holds_its_lease_lives(leases: SqliteLeases, elsewhere: Elsewhere) -> None:
     """Looking must not take the lock, nor drop it."""
     for _ in range(3):
-        assert leases.dead([elsewhere.worker]) == []
+        assert dead(leases, [elsewhere.worker]) == []
 
 
 def test_a_killed_process_is_dead_at_once(leases: SqliteLeases, elsewhere: Elsewhere) -> None:
     """I1: its recovery is due; no lease has to run out first."""
     elsewhere.kill()
 
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
 
 
 def test_a_recovered_worker_leaves_no_file(leases: SqliteLeases, elsewhere: Elsewhere, folder: Path) -> None:
@@ -177,11 +186,11 @@ def test_a_silent_process_is_dead_after_one_lease(
     beat(leases, boot, own, 3)
     boot.now_us = stamped + LEASE_US
     assert leases.renew(own)
-    assert leases.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
 
     boot.now_us += 1
 
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
 
 
 def test_who_has_no_lease_of_its_own_does_not_judge_silence(
@@ -189,10 +198,10 @@ def test_who_has_no_lease_of_its_own_does_not_judge_silence(
 ) -> None:
     """After an outage everybody is silent: only a free lock is proof."""
     boot.now_us += 100 * LEASE_US
-    assert leases.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
 
     elsewhere.kill()
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
 
 
 def test_silence_is_judged_only_after_one_lease_without_a_gap(
@@ -203,12 +212,12 @@ def test_silence_is_judged_only_after_one_lease_without_a_gap(
     beat(leases, boot, own)
     boot.now_us += 10 * LEASE_US
     assert not leases.renew(own)
-    assert leases.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
 
     beat(leases, boot, own, 3)
-    assert leases.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
     beat(leases, boot, own, 1)
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
 
 
 @pytest.mark.parametrize(("gap_us", "kept"), [(LEASE_US - MARGIN_US - 1, True), (LEASE_US - MARGIN_US, False)])
@@ -227,12 +236,12 @@ def test_a_silent_worker_of_this_process_is_judged_by_its_heartbeat(
     leases: SqliteLeases, boot: Boot, hold: Callable[[], str]
 ) -> None:
     """Its lock says nothing, since the process holds it, and a probe would drop it."""
-    silent, own = hold(), hold()
+    quiet, own = hold(), hold()
     beat(leases, boot, own, 3)
-    assert leases.dead([silent, own]) == []
+    assert dead(leases, [quiet, own]) == []
     beat(leases, boot, own, 1)
 
-    assert leases.dead([silent, own]) == [silent]
+    assert dead(leases, [quiet, own]) == [quiet]
 
 
 def test_a_released_lease_leaves_no_file_and_no_lock(leases: SqliteLeases, elsewhere: Elsewhere, folder: Path) -> None:
@@ -245,13 +254,13 @@ def test_a_worker_without_a_file_is_given_the_time_to_notice(leases: SqliteLease
     """Somebody removed the files of a living worker: it makes a new one at its next heartbeat."""
     worker = new_worker_id()
     folder.mkdir()
-    assert leases.dead([worker]) == []
+    assert dead(leases, [worker]) == []
     boot.now_us += LEASE_US
-    assert leases.dead([worker]) == []
+    assert dead(leases, [worker]) == []
 
     boot.now_us += 1
 
-    assert leases.dead([worker]) == [worker]
+    assert dead(leases, [worker]) == [worker]
 
 
 def test_a_removed_file_is_made_again_by_the_next_heartbeat(
@@ -264,7 +273,7 @@ def test_a_removed_file_is_made_again_by_the_next_heartbeat(
     assert leases.renew(worker)
 
     assert [file.name for file in folder.iterdir()] == [f"{worker}.lock"]
-    assert leases.dead([worker]) == []
+    assert dead(leases, [worker]) == []
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "\0" * 20])
@@ -279,11 +288,11 @@ def test_an_unreadable_stamp_is_no_proof(
         file.write(content.encode())
     beat(leases, boot, own, 5)
 
-    assert leases.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
 
 
 def test_nobody_is_dead_where_nobody_is(leases: SqliteLeases) -> None:
-    assert leases.dead([]) == []
+    assert dead(leases, []) == []
 
 
 def test_a_worker_that_gives_no_sign_is_told_to_people_even_by_one_that_may_not_judge(
@@ -292,10 +301,10 @@ def test_a_worker_that_gives_no_sign_is_told_to_people_even_by_one_that_may_not_
     """A doctor has no lease of its own, and so takes nobody for dead whose lock is held."""
     doctor = SqliteLeases(folder)
     boot.now_us += LEASE_US
-    assert doctor.silent([elsewhere.worker]) == []
+    assert silent(doctor, [elsewhere.worker]) == []
     boot.now_us += 1
-    assert doctor.silent([elsewhere.worker]) == [elsewhere.worker]
-    assert doctor.dead([elsewhere.worker]) == []
+    assert silent(doctor, [elsewhere.worker]) == [elsewhere.worker]
+    assert dead(doctor, [elsewhere.worker]) == []
 
 
 def test_a_directory_for_leases_that_cannot_be_made_is_told_with_the_remedy(folder: Path) -> None:
@@ -310,14 +319,14 @@ def test_nobody_is_judged_by_one_who_has_just_been_woken_up(
 ) -> None:
     """After the machine has slept everybody is silent, and who looks first must not take all others for dead."""
     beat(leases, boot, hold())
-    assert leases.dead([elsewhere.worker]) == [elsewhere.worker]  # it has not renewed since
+    assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]  # it has not renewed since
     other = SqliteLeases(leases._directory)
     own = hold()
     beat(leases, boot, own)
     boot.now_us += 6 * LEASE_US
 
-    assert leases.dead([elsewhere.worker]) == []
-    assert other.dead([elsewhere.worker]) == []
+    assert dead(leases, [elsewhere.worker]) == []
+    assert dead(other, [elsewhere.worker]) == []
 
 
 def test_a_deadlock_that_the_kernel_only_suspects_is_waited_out(

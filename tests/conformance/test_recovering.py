@@ -10,6 +10,7 @@ from action_retrier._maintenance import Maintenance
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reports import finish_callback, postpone_callback
 from action_retrier._ops.workers import list_owners, list_workers, recover_worker
+from action_retrier._statements import Op
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
 
 from ..stores import NAMESPACE, Store
@@ -129,7 +130,7 @@ def test_a_recovery_that_is_rolled_back_is_still_due(store: Store) -> None:
     dead = store.worker()
     store.claim_one(dead)
     with contextlib.suppress(ZeroDivisionError), store.transaction() as transaction:
-        assert transaction.run(recover_worker, dead.id, store.rng) == 1
+        assert transaction.run(recover_worker, dead.id, store.rng) == (1, True)
         raise ZeroDivisionError
 
     assert store.row(run_id)["state"] == "running"
@@ -235,17 +236,27 @@ def test_a_worker_that_signs_off_leaves_nothing_behind(store: Store) -> None:
 def test_a_worker_that_shows_life_at_the_last_look_keeps_its_runs(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look and the turn to write it may have renewed: it is looked at again with the lock held."""
+    """Between the look and the turn to write it may have renewed: it is looked at again in the transaction."""
     worker = store.worker()
     store.start()
     row = store.claim_one(worker)
-    looks = [[worker.id], []]
-    monkeypatch.setattr(store.database.leases, "dead", lambda _workers: looks.pop(0))
+    looks = []
+
+    async def dead(_workers: object) -> list[str]:
+        return [worker.id]
+
+    def is_still_dead(looked_at: str) -> Op[bool]:
+        looks.append(looked_at)
+        yield from ()
+        return False
+
+    monkeypatch.setattr(store.database.leases, "dead", dead)
+    monkeypatch.setattr(store.database.leases, "is_still_dead", is_still_dead)
     maintenance = Maintenance(store.database, store.clock, store.rng, NAMESPACE, 0)
 
-    asyncio.run(maintenance.recover_dead("somebody else"))
+    assert asyncio.run(maintenance.recover_dead("somebody else"))
 
-    assert looks == []
+    assert looks == [worker.id]
     assert store.row(row["id"])["state"] == "running"
     assert [one["id"] for one in store.system.table("workers")] == [worker.id]
 
@@ -255,14 +266,8 @@ def test_a_damaged_row_fails_for_good_and_its_neighbours_are_recovered(store: St
     worker = store.worker(mutations=("done",))
     run_ids = [store.start(on_complete="done") for _ in range(3)]
     store.claim(worker, 3)
-    connection = store.system.connect()
     options = store.row(run_ids[1])["options"]
-
-    def write_options(text: str) -> None:
-        connection.execute("UPDATE action_retrier_runs SET options = ? WHERE id = ?", (text, run_ids[1]))
-        connection.commit()
-
-    write_options("{")
+    store.system.overwrite(run_ids[1], options="{")
 
     assert store.lose(worker) == 3
 
@@ -270,4 +275,4 @@ def test_a_damaged_row_fails_for_good_and_its_neighbours_are_recovered(store: St
     damaged = store.row(run_ids[1])
     assert (damaged["error_type"], damaged["callback_state"]) == ("JSONDecodeError", "pending")
     assert "options cannot be read" in damaged["error"]
-    write_options(options)  # for the check of the invariants, which reads them
+    store.system.overwrite(run_ids[1], options=options)  # for the check of the invariants, which reads them

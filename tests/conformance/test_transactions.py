@@ -108,6 +108,21 @@ def test_what_user_code_raises_goes_through_the_guard_as_it_is(store: Store) -> 
         raise Bug
 
 
+def test_a_savepoint_around_user_code_that_raises_undoes_what_came_before_it(store: Store) -> None:
+    """I4: an outcome and its callback, one of several in a transaction, go together."""
+    start, kept = store.starting(), store.starting()
+    with store.transaction() as transaction:
+        with pytest.raises(Bug), transaction.savepoint():
+            transaction.run(start_runs, NAMESPACE, [start])
+            with transaction.user_code():
+                transaction.note("undone")
+                raise Bug
+        transaction.run(start_runs, NAMESPACE, [kept])
+
+    assert [row["id"] for row in store.system.table("runs")] == [kept.id]
+    assert store.system.notes() == []
+
+
 @pytest.mark.parametrize("way", ["commit", "rollback"])
 @pytest.mark.parametrize("swallow", [True, False])
 def test_user_code_cannot_end_the_transaction(store: Store, way: str, *, swallow: bool) -> None:

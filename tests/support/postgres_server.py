@@ -14,9 +14,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 
 URL_VARIABLE = "ACTION_RETRIER_TEST_POSTGRES_URL"
@@ -24,6 +25,7 @@ VERSION = 18
 LIMIT_S = 30
 _FOLDERS = {16: "pginstall", 18: "pginstall18"}
 _NOBODY = 65534
+_READY = "database system is ready to accept connections"
 
 
 @functools.cache
@@ -52,10 +54,21 @@ def _may_be_read_by_all(folder: Path) -> bool:
 class Server:
     """A server process and its directory."""
 
-    def __init__(self, folder: Path, version: int = VERSION, **settings: str) -> None:
+    def __init__(self, folder: Path, version: int = VERSION, *, under: Iterable[str] = (), **settings: str) -> None:
+        """
+        Make its directory.
+
+        Args:
+            folder: Where it lives.
+            version: Of PostgreSQL; 16 or 18.
+            under: What the server is started under, as root: on another host, for one. It is then reached from here
+                through its socket in *folder*, which is the same on all hosts.
+            settings: Of postgresql.conf.
+        """
         self.folder = folder
         self.version = version
         self.settings = settings
+        self.under = [*under]
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +81,18 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        if self.under:
+            return f"postgresql://postgres@/postgres?host={self.folder}&port={self.port}"
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, address: str) -> str:
+        """Return the URL at which it is reached from where it has that address."""
+        return f"postgresql://postgres@{address}:{self.port}/postgres"
+
+    def welcome(self, network: str, database: str = "all") -> None:
+        """Have it let in whoever comes from a network; before its start, or as of its next reload."""
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host {database} all {network} trust\n")
 
     @property
     def pid(self) -> int:
@@ -90,12 +114,16 @@ class Server:
     def _identity() -> dict[str, int]:
         return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}  # type: ignore[dict-item]
 
+    def _under(self) -> list[str]:
+        who = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+        return [*self.under, *who] if self.under else []
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         settings = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",
+            "unix_socket_directories": str(self.folder) if self.under else "",
             "max_connections": "200",
             "fsync": "off",  # no test here cuts the power
             **self.settings,
@@ -103,24 +131,64 @@ class Server:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
+                [*self._under(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **self._identity(),
+                **({} if self.under else self._identity()),
             )
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until it accepts connections."""
         give_up_at = time.monotonic() + LIMIT_S
         while True:
             try:
                 psycopg.connect(self.url, connect_timeout=2).close()
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
+                assert self._process is not None
+                assert self._process.poll() is None, self.log()
                 assert time.monotonic() < give_up_at
-                time.sleep(0.02)
+                time.sleep(0.005)
             else:
                 return
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self.folder / "log").read_text("utf-8", "replace")
+
+    def crash(self) -> None:
+        """Kill one of its processes: all others end, and it recovers. Returns when it accepts connections."""
+        before = self.log().count(_READY)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            (victim,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        give_up_at = time.monotonic() + LIMIT_S
+        while self.log().count(_READY) == before:  # until it has noticed, it goes on answering
+            assert time.monotonic() < give_up_at, self.log()
+            time.sleep(0.005)
+        self.wait_until_it_answers()
+
+    def kill(self) -> None:
+        """End the server as a power cut does, all of its processes at once; it does not come back by itself."""
+        assert self._process is not None
+        parent = psutil.Process(self.pid)
+        everything = [*parent.children(recursive=True), parent]
+        parent.suspend()  # it must not look after the others
+        for one in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Stop it, and start it again on the same port."""
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """Stop it, if it runs, without waiting for its clients."""
@@ -141,10 +209,14 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_server(version: int = VERSION, **settings: str) -> Iterator[Server]:
+def running_server(
+    version: int = VERSION, *, under: Iterable[str] = (), welcome: str | None = None, **settings: str
+) -> Iterator[Server]:
     """Run a server for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(prefix="action-retrier-postgres-"))
-    server = Server(folder, version, **settings)
+    server = Server(folder, version, under=under, **settings)
+    if welcome is not None:
+        server.welcome(welcome)
     try:
         server.start()
         yield server

@@ -111,6 +111,9 @@ class Leases(Protocol):
     def acquire(self, worker: str) -> None:
         """Take the lease of a fresh worker id; before its row is written."""
 
+    def announce(self, worker: str) -> None:
+        """Tell the others by what they may know its end; once its row has been written."""
+
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
 

@@ -18,12 +18,15 @@ from ..._statements import Statement
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from .. import IDLE_S, Isolation
-from .connection import CALL_S, AnyConnection, connect, execute, translated
+from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, translated
 from .deadlines import deadlines
 from .urls import Target
 
 # Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
 _PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout ="
+# What user code has set on the session was its own. In a transaction before ours, or else
+# default_transaction_read_only, for one, would still count for ours.
+_RESET: Final = "BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; COMMIT"
 _MARK: Final = (
     "SELECT CAST(pg_catalog.pg_current_xact_id() AS text),"
     " CAST(pg_catalog.pg_postmaster_start_time() AS text),"
@@ -76,7 +79,7 @@ class CommitInDoubt(Exception):
 def can_mark(connection: psycopg.Connection[Any]) -> bool:
     """Tell whether the server can be asked; some that speak PostgreSQL's language cannot."""
     try:
-        with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        with Cursor(connection, row_factory=tuple_row) as cursor:
             cursor.execute(_MARK)
     except psycopg.Error:
         return False
@@ -87,7 +90,7 @@ def _begin_text(isolation: Isolation, *, marked: bool, idle_s: float | None) -> 
     """Return what begins a transaction, in one exchange."""
     begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT} {round((idle_s or IDLE_S) * 1000)}"
     if idle_s is not None:
-        begin = f"RESET ALL; {begin}"  # what user code has set on the session was its own
+        begin = f"{_RESET}; {begin}"
     return (f"{begin}; {_MARK}" if marked else begin).encode()
 
 
@@ -95,8 +98,8 @@ def begin(
     connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
 ) -> Mark | None:
     """Begin a transaction; for user code, if that may leave it idle for so long."""
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s))
+    with Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -108,8 +111,8 @@ async def begin_async(
     connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
 ) -> Mark | None:
     """Begin a transaction; for user code, if that may leave it idle for so long."""
-    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s))
+    async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -120,8 +123,8 @@ async def begin_async(
 def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | None) -> None:
     """Commit. Raises `CommitInDoubt`."""
     try:
-        with psycopg.Cursor(connection) as cursor:
-            cursor.execute("COMMIT")
+        with Cursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
         raise _judged(error, connection, target, mark) from error
@@ -131,8 +134,8 @@ def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | Non
 async def commit_async(connection: psycopg.AsyncConnection[Any], target: Target, mark: Mark | None) -> None:
     """Commit. Raises `CommitInDoubt`."""
     try:
-        async with psycopg.AsyncCursor(connection) as cursor:
-            await cursor.execute("COMMIT")
+        async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            await cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
         raise _judged(error, connection, target, mark) from error

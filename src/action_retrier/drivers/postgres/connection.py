@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import dict_row
+from psycopg.postgres import register_default_adapters
+from psycopg.postgres import types as default_types
+from psycopg.rows import dict_row, tuple_row
 
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable
@@ -23,6 +25,7 @@ WAIT_FOR_LOCKS: Final = "SET LOCAL lock_timeout = '30s'"
 """For calls that may wait for a user's transaction, such as a second cancel of one run."""
 LOCKED_CALL_S: Final = 35.0
 _TCP_USER_TIMEOUT_MS = 4000
+C = TypeVar("C", UserConnection, AsyncUserConnection)
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 _TRANSIENT = (
@@ -120,44 +123,45 @@ def is_pooled(connection: psycopg.Connection[Any]) -> bool:
 def connect_for_user(target: Target) -> UserConnection:
     """Open a connection that user code may receive. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return UserConnection.connect(target.conninfo, **options(target))
+        return _with_own_threshold(UserConnection.connect(target.conninfo, **options(target)))
 
 
 async def connect_for_user_async(target: Target) -> AsyncUserConnection:
     """Open a connection that user code may receive. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return await AsyncUserConnection.connect(target.conninfo, **options(target))
+        return _with_own_threshold(await AsyncUserConnection.connect(target.conninfo, **options(target)))
 
 
-def _default_adapters() -> AdaptersMap:
-    """Return the adapters that psycopg comes with: those of a user's connection, or of all, may be the user's."""
-    adapters = AdaptersMap(types=psycopg.postgres.types)
-    psycopg.postgres.register_default_adapters(adapters)
-    return adapters
+def _with_own_threshold(connection: C) -> C:
+    connection.own_threshold = connection.prepare_threshold
+    return connection
 
 
-_ADAPTERS: Final = _default_adapters()
+_ADAPTERS: Final = AdaptersMap(types=default_types)
+register_default_adapters(_ADAPTERS)
 
 
-class OurCursor(psycopg.Cursor[dict[str, Any]]):
-    """A cursor that owes nothing to the connection's row factory, cursor factory and adapters."""
+class Cursor(psycopg.Cursor[Any]):
+    """A cursor of ours: rows are as we know them, whatever anybody has set on the connection or on psycopg."""
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        super().__init__(connection, row_factory=dict_row)
-        self._adapters = _ADAPTERS
+    @property
+    def adapters(self) -> AdaptersMap:
+        """How values come and go."""
+        return _ADAPTERS
 
 
-class OurAsyncCursor(psycopg.AsyncCursor[dict[str, Any]]):
-    """A cursor that owes nothing to the connection's row factory, cursor factory and adapters."""
+class AsyncCursor(psycopg.AsyncCursor[Any]):
+    """A cursor of ours: rows are as we know them, whatever anybody has set on the connection or on psycopg."""
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        super().__init__(connection, row_factory=dict_row)
-        self._adapters = _ADAPTERS
+    @property
+    def adapters(self) -> AdaptersMap:
+        """How values come and go."""
+        return _ADAPTERS
 
 
 def execute(connection: psycopg.Connection[Any], statement: Statement, schema: str, now_us: int | None) -> Rows:
-    """Run one statement on a cursor of our own, whatever the connection's factories are."""
-    with OurCursor(connection) as cursor:
+    """Run one statement on a cursor of our own, whatever row factory the connection has."""
+    with Cursor(connection, row_factory=dict_row) as cursor:
         cursor.execute(query(statement.name, schema), given(statement, schema, now_us))
         return cursor.fetchall() if cursor.description is not None else []
 
@@ -165,10 +169,22 @@ def execute(connection: psycopg.Connection[Any], statement: Statement, schema: s
 async def execute_async(
     connection: psycopg.AsyncConnection[Any], statement: Statement, schema: str, now_us: int | None
 ) -> Rows:
-    """Run one statement on a cursor of our own, whatever the connection's factories are."""
-    async with OurAsyncCursor(connection) as cursor:
+    """Run one statement on a cursor of our own, whatever row factory the connection has."""
+    async with AsyncCursor(connection, row_factory=dict_row) as cursor:
         await cursor.execute(query(statement.name, schema), given(statement, schema, now_us))
         return await cursor.fetchall() if cursor.description is not None else []
+
+
+def tell(connection: psycopg.Connection[Any], text: str) -> None:
+    """Run what has no parameters and no rows, perhaps several statements, whatever is set on the connection."""
+    with Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(text.encode(), prepare=False)
+
+
+async def tell_async(connection: psycopg.AsyncConnection[Any], text: str) -> None:
+    """Run what has no parameters and no rows, perhaps several statements, whatever is set on the connection."""
+    async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        await cursor.execute(text.encode(), prepare=False)
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -19,7 +19,18 @@ from ...errors import DatabaseUnavailable, SchemaMismatch
 from .. import IDLE_S, Colour, Executor, Isolation, mask_password
 from ..handle import find
 from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
-from .connection import CALL_S, LOCKED_CALL_S, WAIT_FOR_LOCKS, connect, is_pooled, is_transient, may_pass, translated
+from .connection import (
+    CALL_S,
+    LOCKED_CALL_S,
+    WAIT_FOR_LOCKS,
+    connect,
+    is_pooled,
+    is_transient,
+    may_pass,
+    tell,
+    tell_async,
+    translated,
+)
 from .deadlines import deadlines
 from .guarded import AsyncUserConnection, UserConnection
 from .handle import find as find_raw
@@ -214,9 +225,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    await connection.execute("ROLLBACK")
+                if transaction.is_open:  # else somebody's thread may still be using what has been abandoned
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        await tell_async(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -254,9 +266,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    connection.execute("ROLLBACK")
+                if transaction.is_open:
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        tell(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection

@@ -75,6 +75,14 @@ class _GuardedCursor(psycopg.Cursor[Any]):
         _guard_of(self).check(query)
         return super().execute(query, *args, **kwargs)
 
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        _guard_of(self).check(query)
+        super().executemany(query, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        _guard_of(self).check(statement)
+        return super().copy(statement, *args, **kwargs)
+
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         _guard_of(self).check(query)
         return super().stream(query, *args, **kwargs)
@@ -84,6 +92,14 @@ class _GuardedAsyncCursor(psycopg.AsyncCursor[Any]):
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         _guard_of(self).check(query)
         return await super().execute(query, *args, **kwargs)
+
+    async def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        _guard_of(self).check(query)
+        await super().executemany(query, *args, **kwargs)
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        _guard_of(self).check(statement)
+        return super().copy(statement, *args, **kwargs)
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         _guard_of(self).check(query)
@@ -99,16 +115,23 @@ def _guard_of(cursor: Any) -> _Guard:
 class UserConnection(psycopg.Connection[Any]):
     """A blocking one."""
 
+    is_abandoned = False
+    """Some thread may still be using it. So nobody closes it: its descriptor would be given to the next connection."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
+        self.own_threshold = self.prepare_threshold
         self.settle()
+
+    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
+        pass
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
-        self.guard.tried = None
         self.cursor_factory, self.server_cursor_factory = _GuardedCursor, psycopg.ServerCursor
         self.row_factory = tuple_row
+        self.prepare_threshold = self.own_threshold
         self._adapters = None
 
     def commit(self) -> None:
@@ -127,16 +150,23 @@ class UserConnection(psycopg.Connection[Any]):
 class AsyncUserConnection(psycopg.AsyncConnection[Any]):
     """An async one."""
 
+    is_abandoned = False
+    """Some thread may still be using it. So nobody closes it: its descriptor would be given to the next connection."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
+        self.own_threshold = self.prepare_threshold
         self.settle()
+
+    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
+        pass
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
-        self.guard.tried = None
         self.cursor_factory, self.server_cursor_factory = _GuardedAsyncCursor, psycopg.AsyncServerCursor
         self.row_factory = tuple_row
+        self.prepare_threshold = self.own_threshold
         self._adapters = None
 
     async def commit(self) -> None:
@@ -161,9 +191,6 @@ class BlockingTwin(UserConnection):
 
     def __init__(self, owner: psycopg.AsyncConnection[Any]) -> None:
         super().__init__(owner.pgconn)
+        self._prepared = owner._prepared  # noqa: SLF001 - which statements the session has is known once, or not at all
         if isinstance(owner, AsyncUserConnection):
             self.guard = owner.guard
-        self.prepare_threshold = None  # names of prepared statements are the session's, and it knows only its own
-
-    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
-        pass

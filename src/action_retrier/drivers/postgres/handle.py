@@ -13,7 +13,7 @@ from ..._statements import Op, Rows, Statement
 from ...errors import InvalidContext
 from .. import Colour
 from ..handle import Control, Handle, libraries
-from .connection import AnyConnection, OurAsyncCursor, OurCursor, execute, execute_async, translated
+from .connection import AnyConnection, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut
 from .urls import Target
 
@@ -149,8 +149,7 @@ class PsycopgHandle(PostgresHandle):
         connection = self._connection
         assert isinstance(connection, psycopg.Connection)
         if isinstance(statement, Control):
-            with OurCursor(connection) as cursor:
-                cursor.execute(statement.name.encode(), prepare=False)
+            tell(connection, statement.name)
             return []
         return execute(connection, statement, self._target.schema, self._now_us())
 
@@ -159,7 +158,6 @@ class PsycopgHandle(PostgresHandle):
         connection = self._connection
         assert isinstance(connection, psycopg.AsyncConnection)
         if isinstance(statement, Control):
-            async with OurAsyncCursor(connection) as cursor:
-                await cursor.execute(statement.name.encode(), prepare=False)
+            await tell_async(connection, statement.name)
             return []
         return await execute_async(connection, statement, self._target.schema, self._now_us())

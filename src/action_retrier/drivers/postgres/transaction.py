@@ -9,7 +9,7 @@ import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
 from .. import Colour
-from .connection import CALL_S, execute, execute_async, translated
+from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
 from .urls import Target
@@ -63,7 +63,13 @@ class PostgresTransaction:
     def abandon(self) -> None:
         """Take the connection away from user code that does not return; the server rolls back."""
         self.is_open = False
+        self._connection.is_abandoned = True
         cut(self._connection)
+
+    def _settle(self) -> None:
+        """Take back what user code before has set on the connection, in this transaction or an earlier one."""
+        self._connection.settle()
+        self._twin = None
 
     @contextlib.contextmanager
     def _our_call(self) -> Iterator[None]:
@@ -123,11 +129,12 @@ class PostgresTransaction:
     async def _tell(self, text: str) -> None:
         assert isinstance(self._connection, psycopg.AsyncConnection)
         with self._our_call():
-            await self._connection.execute(text.encode())
+            await tell_async(self._connection, text)
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
+        self._settle()
         await self._tell(f"SAVEPOINT {_MARK}")
         with self._guarded():
             yield
@@ -161,11 +168,12 @@ class PostgresTransaction:
 
     def _tell_sync(self, text: str) -> None:
         with self._our_call():
-            self.connection("sync").execute(text.encode())
+            tell(self.connection("sync"), text)
 
     @contextlib.contextmanager
     def user_code_sync(self) -> Iterator[None]:
         """Guard a stretch in which user code holds the connection."""
+        self._settle()
         self._tell_sync(f"SAVEPOINT {_MARK}")
         with self._guarded():
             yield

@@ -1,0 +1,37 @@
+"""Wake-ups on SQLite: whoever commits to the file, on whatever table, rings."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..stores import Bell, Store
+
+
+@pytest.fixture
+def bell(store: Store) -> Iterator[Bell]:
+    bell = Bell(store)
+    assert bell.rings()  # the first look
+    yield bell
+    bell.subscription.close()
+
+
+def test_a_commit_of_somebody_else_rings(store: Store, bell: Bell) -> None:
+    """Another process, or a user's own connection."""
+    connection = store.system.connect()
+    store.system.write_note(connection, "theirs")
+    connection.commit()
+
+    assert bell.rings()
+
+
+def test_what_is_committed_while_nobody_listens_is_heard_of_afterwards(store: Store, bell: Bell) -> None:
+    """A worker switches its bell on, then asks what is due: nothing falls between."""
+    bell.subscription.active = False
+    connection = store.system.connect()
+    store.system.write_note(connection, "theirs")
+    connection.commit()
+    assert not bell.has_rung()
+
+    bell.subscription.active = True
+
+    assert bell.rings()

@@ -1,0 +1,229 @@
+"""What user code can do to a transaction in PostgreSQL's and psycopg's own ways: it ends none unnoticed."""
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.adapt import Loader
+
+from action_retrier.results import InProgress
+
+from .bench import OWN, Bench, isolations
+
+pytestmark = pytest.mark.usefixtures("no_tasks_left")
+
+TEXTS: dict[str, Any] = {
+    "ABORT": "ABORT",
+    "COMMIT AND CHAIN": "COMMIT AND CHAIN",
+    "END WORK": "end work",
+    "PREPARE TRANSACTION": "PREPARE TRANSACTION 'mine'",
+    "after a semicolon": "SELECT 1; COMMIT",
+    "after a literal": "SELECT ';'; COMMIT",
+    "after comments": "-- COMMIT\n/* ; */ SELECT 1 /* COMMIT */; /* */ COMMIT -- ;",
+    "after a dollar quote": "SELECT $x$ ; $x$; ROLLBACK",
+    "bytes": b"COMMIT",
+    "sql.SQL": sql.SQL("COMMIT"),
+    "composed": sql.SQL("SELECT {}; COMMIT").format(sql.Literal("x")),
+}
+BLOCKING: dict[str, Callable[[Any], object]] = {
+    "commit": lambda db: db.commit(),
+    "rollback": lambda db: db.rollback(),
+    "with db": lambda db: db.__exit__(None, None, None),
+    "with db that raises": lambda db: db.__exit__(ValueError, ValueError(), None),
+    "a cursor": lambda db: db.cursor().execute("COMMIT"),
+    "a stream": lambda db: list(db.cursor().stream("COMMIT")),
+    "a copy": lambda db: db.cursor().copy("COMMIT").__enter__(),
+    "executemany": lambda db: db.cursor().executemany("COMMIT", [()]),
+} | {name: lambda db, text=text: db.execute(text) for name, text in TEXTS.items()}  # type: ignore[misc]
+ASYNC: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "commit": lambda db: db.commit(),
+    "rollback": lambda db: db.rollback(),
+    "async with db": lambda db: db.__aexit__(None, None, None),
+    "a cursor": lambda db: db.cursor().execute("COMMIT"),
+    "a copy": lambda db: db.cursor().copy("COMMIT").__aenter__(),
+    "executemany": lambda db: db.cursor().executemany("COMMIT", [()]),
+} | {name: lambda db, text=text: db.execute(text) for name, text in TEXTS.items()}  # type: ignore[misc]
+ways = pytest.mark.parametrize(
+    ("colour", "way"), [("def", way) for way in BLOCKING] + [("async def", way) for way in ASYNC], ids=str
+)
+
+
+@isolations
+@ways
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
+async def test_a_callback_cannot_end_the_transaction(
+    bench: Bench, isolation: Any, colour: str, way: str, *, swallowed: bool
+) -> None:
+    """I4: an error, also where its own error is swallowed; nothing commits, and neighbours are done."""
+
+    def suppressed() -> Any:
+        return contextlib.suppress(Exception) if swallowed else contextlib.nullcontext()
+
+    def cheat(ctx: Any, context: Any) -> None:
+        bench.note(ctx, f"cheat {context}")
+        with suppressed():
+            BLOCKING[way](ctx.db)
+        with suppressed():
+            bench.note(ctx, f"cheat on {context}")
+
+    async def cheat_async(ctx: Any, context: Any) -> None:
+        bench.note(ctx, f"cheat {context}")
+        with suppressed():
+            await ASYNC[way](ctx.db)
+        with suppressed():
+            bench.note(ctx, f"cheat on {context}")
+
+    bench.callback(cheat if colour == "def" else cheat_async, isolation=isolation)
+    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
+    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
+
+    await bench.complete(rows)
+
+    assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
+    assert bench.notes == ["honest 0", "honest 2"]
+    assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
+
+
+PAST_THE_GUARD: dict[str, Callable[[Any, bytes], object]] = {
+    "libpq": lambda db, text: db.pgconn.exec_(text),
+    "a cursor of psycopg's own": lambda db, text: psycopg.ClientCursor(db).execute(text),
+}
+past_the_guard = pytest.mark.parametrize("way", PAST_THE_GUARD.values(), ids=PAST_THE_GUARD)
+
+
+@isolations
+@past_the_guard
+async def test_a_rollback_past_the_guard_is_noticed_afterwards(bench: Bench, isolation: Any, way: Any) -> None:
+    """I4: also where another transaction has been begun instead; what was written in that one does not stay."""
+
+    def cheat(ctx: Any) -> None:
+        bench.note(ctx, "cheat")
+        way(ctx.db, b"ROLLBACK; BEGIN")
+        bench.note(ctx, "cheat on")
+
+    bench.callback(cheat, isolation=isolation)
+    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
+    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
+
+    await bench.complete(rows)
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", word) for word in ("done", "pending", "done")]
+    assert bench.notes == ["honest 0", "honest 2"]
+    assert "user code ended the transaction" in bench.store.row(rows[1]["id"])["callback_error"]
+
+
+@isolations
+@past_the_guard
+async def test_a_commit_past_the_guard_commits_the_record_too(bench: Bench, isolation: Any, way: Any) -> None:
+    """I4: the mark stands before the call, so that nobody is called twice, neighbours included."""
+
+    def cheat(ctx: Any) -> None:
+        bench.note(ctx, "cheat")
+        way(ctx.db, b"COMMIT")
+
+    bench.callback(cheat, isolation=isolation)
+    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
+    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
+
+    await bench.complete(rows)
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3
+    assert sorted(bench.notes) == ["cheat", "honest 0", "honest 2"]
+
+
+@pytest.mark.parametrize("savepoint", ["ROLLBACK TO mine", "ROLLBACK WORK TO SAVEPOINT mine", "RELEASE mine"])
+async def test_what_only_looks_like_an_end_is_none(bench: Bench, savepoint: str) -> None:
+    """Literals, names and comments may say what they like, and savepoints are the user's."""
+
+    def harmless(ctx: Any) -> None:
+        ctx.db.execute("SAVEPOINT mine")
+        ctx.db.execute(savepoint)
+        ctx.db.execute("SELECT '; COMMIT' AS \"; ROLLBACK; \" /* ; END */ -- ; ABORT")
+        ctx.db.execute("DO $$ BEGIN PERFORM 1; END; $$")
+        bench.note(ctx, "harmless")
+
+    bench.callback(harmless)
+    row = bench.claimed()
+
+    await bench.complete([row])
+
+    assert (bench.notes, bench.state(row)[:2]) == (["harmless"], ("succeeded", "done"))
+
+
+class Broken(Loader):
+    """Makes nothing of what it is given."""
+
+    def load(self, data: Any) -> Any:
+        raise ZeroDivisionError(data)
+
+
+SETTINGS: dict[str, Callable[[Any], object]] = {
+    "cursor_factory": lambda db: setattr(db, "cursor_factory", None),
+    "row_factory": lambda db: setattr(db, "row_factory", None),
+    "adapters": lambda db: db.adapters.register_loader("text", Broken),
+    "prepare_threshold": lambda db: setattr(db, "prepare_threshold", 0),
+}
+SESSION_SETTINGS = [
+    "SET search_path = nowhere",
+    "SET default_transaction_read_only = on",
+    "SET ROLE pg_monitor",
+    "SET SESSION AUTHORIZATION pg_monitor",
+]
+
+
+@isolations
+@pytest.mark.parametrize("colour", ["def", "async def"])
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+async def test_settings_of_the_connection_are_its_own(
+    bench: Bench, isolation: Any, colour: str, setting: Callable[[Any], object]
+) -> None:
+    """The next callback on the same connection finds it as if nobody had been there, in the same transaction too."""
+
+    def set_it(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        setting(ctx.db)
+
+    async def set_it_async(ctx: Any, context: Any) -> None:
+        await ctx.db.execute("SELECT 1")
+        set_it(ctx, context)
+
+    await completed(bench, set_it if colour == "def" else set_it_async, isolation)
+
+
+@pytest.mark.parametrize("setting", SESSION_SETTINGS)
+async def test_settings_of_the_session_are_its_own(bench: Bench, setting: str) -> None:
+    """The next callback in the same session finds it as if nobody had been there."""
+
+    def set_it(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        ctx.db.execute(setting)
+
+    await completed(bench, set_it, OWN)
+
+
+@isolations
+async def test_statements_that_callbacks_prepare_are_known_to_the_next(bench: Bench, isolation: Any) -> None:
+    """Their names are the session's, in whatever colour it is used."""
+
+    def prepare(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        for number in range(3):
+            assert ctx.db.execute(f"SELECT {number}", prepare=True).fetchone() == (number,)
+
+    await completed(bench, prepare, isolation)
+
+
+async def completed(bench: Bench, callback: Callable[..., Any], isolation: Any) -> None:
+    """Have a callback called three times, and see that all is done."""
+    bench.callback(callback, isolation=isolation)
+    rows = [bench.claimed(context=f'"{text}"') for text in ("first", "second", "third")]
+
+    await bench.complete(rows)
+
+    assert [bench.store.row(row["id"])["callback_error"] for row in rows] == [None] * 3
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3
+    assert bench.notes == ["first", "second", "third"]
+    assert bench.store.status(bench.store.start()) == InProgress()
