@@ -23,7 +23,6 @@ from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
 
-
 Fate = Literal["written", "busy", "superseded"]
 """What became of a report; a busy run's is to be written again."""
 
@@ -126,7 +125,7 @@ class Completion:
     async def _complete_alone(self, report: Report) -> Fate:
         try:
             fate = await self._mutations.in_transaction(
-                self._callback(report).isolation, lambda transaction: self._finish_and_call(transaction, report)
+                self._callback(report), lambda transaction: self._finish_and_call(transaction, report)
             )
         except BaseException as error:
             if _is_being_canceled():
@@ -164,7 +163,7 @@ class Completion:
                 await self._mutations.call(transaction, callback, arguments)
 
         try:
-            await self._mutations.in_transaction(callback.isolation, finish_and_call)
+            await self._mutations.in_transaction(callback, finish_and_call)
         except BaseException as error:
             if _is_being_canceled():
                 raise

@@ -12,7 +12,7 @@ from ._functions import Mutation
 from ._open_transactions import opened_here, refuse_inside_transaction
 from ._registry import Registry
 from ._threads import DaemonThreads
-from .drivers import Database, Isolation, Transaction
+from .drivers import IDLE_S, Database, Transaction
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Mutations:
             return run_in_loop(lambda: self._run_async(mutation, arguments))
         for pause_s in self._pauses_s():
             try:
-                with self._database.transaction_sync(mutation.isolation) as transaction:
+                with self._database.transaction_sync(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
                     return self._call_sync(transaction, mutation, arguments)
             except BaseException as error:
                 if pause_s is None or not self._database.is_transient(error):
@@ -65,15 +65,17 @@ class Mutations:
         raise AssertionError
 
     async def _run_async(self, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
-        return await self.in_transaction(
-            mutation.isolation, lambda transaction: self.call(transaction, mutation, arguments)
-        )
+        return await self.in_transaction(mutation, lambda transaction: self.call(transaction, mutation, arguments))
 
-    async def in_transaction(self, isolation: Isolation, body: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run *body* in a transaction; after a serialization failure or a deadlock again, in another one."""
+    async def in_transaction(self, mutation: Mutation[Any, Any], body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """
+        Run *body* in a transaction such as *mutation* asks for.
+
+        After a serialization failure or a deadlock it is run again, in another one.
+        """
         for pause_s in self._pauses_s():
             try:
-                async with self._database.transaction(isolation) as transaction:
+                async with self._database.transaction(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
                     return await body(transaction)
             except BaseException as error:
                 if pause_s is None or not self._database.is_transient(error):
@@ -157,6 +159,11 @@ class Mutations:
     def close(self) -> None:
         """Let idle threads end."""
         self._threads.close()
+
+
+def _idle_s(mutation: Mutation[Any, Any]) -> float:
+    """Return how long a mutation may leave its transaction idle: its time limit is there to end it."""
+    return mutation.timeout_ms / 1000 + IDLE_S
 
 
 class _Ended:

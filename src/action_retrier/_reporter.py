@@ -1,7 +1,7 @@
 """What a worker has to write: outcomes, collected while the last flush runs, and callbacks."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ._clock import Clock
@@ -12,6 +12,7 @@ from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
 from ._statements import Row
 from ._suspects import Suspects
+from .config import logger
 from .drivers import Database
 
 _STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
@@ -168,6 +169,25 @@ class Reporter:
                 return
             await self._completion.call_back(*self._claimed[0])
             self._claimed.pop(0)
+
+    @property
+    def callbacks(self) -> frozenset[str] | None:
+        """The runs whose callbacks have been claimed and not been called yet; None while that changes."""
+        return None if self._calling else frozenset(row["id"] for row, _ in self._claimed)
+
+    async def return_strays(self, owned: Collection[str], worker: str, known: Collection[str] | None) -> None:
+        """
+        Give back the callbacks that are this worker's in the database, and not known here.
+
+        A claim that went wrong has left them: its commit happened, and its answer was lost.
+
+        Args:
+            known: What `callbacks` was before *owned* was asked for.
+        """
+        strays = sorted(set(owned).difference(known or ()))
+        if strays and known is not None and known == self.callbacks:
+            logger.error("worker %s owns %d callbacks that it does not call; they are given back", worker, len(strays))
+            await self._database.write(lambda: return_callbacks(strays, worker))
 
     async def _return_claimed(self) -> None:
         """Give back what has been claimed and not been called."""

@@ -17,6 +17,7 @@ from .drivers import Database
 
 A = TypeVar("A")
 S = TypeVar("S")
+_IDLE_S = 60.0  # a user's block: nobody limits its time
 _Raised = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 
@@ -60,7 +61,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[MutationCtx]:
         refuse_inside_transaction(self._database.turn)
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(idle_s=_IDLE_S) as transaction:
             with opened_here(self._database.turn):
                 async with transaction.user_code():
                     yield MutationCtx(transaction, self._database, "async")
@@ -69,7 +70,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
     def _open_sync(self) -> Iterator[MutationCtx]:
         refuse_inside_transaction(self._database.turn)
         with (
-            self._database.transaction_sync() as transaction,
+            self._database.transaction_sync(idle_s=_IDLE_S) as transaction,
             opened_here(self._database.turn),
             transaction.user_code_sync(),
         ):

@@ -12,12 +12,13 @@ from ._completion import Completion
 from ._contexts import StopReason
 from ._execution import STOP_GRACE_S, Execution, Executions, Key
 from ._incarnation import Incarnation
+from ._lanes import Lanes, Pace
 from ._lifecycle import Outcome
 from ._maintenance import Maintenance
 from ._mutations import Mutations
 from ._ops.claims import NextDue, claim_runs, next_due
 from ._ops.reports import lost_attempts, store_progress
-from ._ops.workers import give_back, owned_attempts, recover_worker
+from ._ops.workers import give_back, owned_by, recover_worker
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
@@ -91,6 +92,8 @@ class Worker:
         self._claiming = False
         self._claims = 0
         self._lost_races = 0
+        self._lanes = Lanes()
+        self._watch_pace = Pace()
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
         self._stopping = self._stopped = False
@@ -226,7 +229,7 @@ class Worker:
             await self._incarnation.announce_news()
             look_again_s = await self._subscription.tune(self.id, busy=self._backlog)
             free = self._executions.free
-            if self._backlog and free > 0 and await self._claim(free):
+            if self._backlog and free > 0 and not self._must_look_everywhere() and await self._claim(free):
                 return
             if self._backlog and not waiters and self._loop.time() - self._asked_s < POLL_S / 2:
                 await self._sleep(NextDue(None, None), POLL_S)  # all slots are taken, and there is more: nothing to ask
@@ -238,7 +241,12 @@ class Worker:
             self._asked_s = self._loop.time()
             # What is under way now may leave something due that the question does not see yet.
             was_at_rest = self._is_at_rest
-            due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks))
+            everywhere = bool(waiters) or self._lanes.pace.is_due(self._asked_s)
+            lanes = None if everywhere else self._lanes.to_json()
+            due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks, lanes))
+            if everywhere:
+                self._lanes.pace.took(self._asked_s, self._loop.time())
+                self._lanes.found(due.lanes)
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
             if due.deadline_us is not None and due.deadline_us <= 0 and await self._maintenance.expire():
@@ -251,10 +259,16 @@ class Worker:
                 return
             if waiters and not work_is_due and was_at_rest:
                 await self._tell_of_idleness(waiters)
-            await self._sleep(due, POLL_S if look_again_s is None else look_again_s)
+            rest_s = self._lanes.pace.rest_s(self._loop.time())
+            await self._sleep(due, min(POLL_S, look_again_s or POLL_S, rest_s or POLL_S))
         finally:
             self._subscription.active = False
             self._idle_waiters += [waiter for waiter in waiters if not waiter.done()]
+
+    def _must_look_everywhere(self) -> bool:
+        """Whether the lanes that are known may be too old: a new one may be more urgent than all of them."""
+        now_s = self._loop.time()
+        return now_s - self._lanes.pace.last_s >= POLL_S and self._lanes.pace.is_due(now_s)
 
     async def _claim_in_a_race(self, free: int) -> None:
         """Claim what was due a moment ago; if somebody else was faster, give him time before the next question."""
@@ -271,7 +285,9 @@ class Worker:
         self._claiming = True
         self._claims += 1
         try:
-            claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance))
+            lanes = self._lanes.to_json()
+            claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance, lanes))
+            self._lanes.took(claimed.runs)
             if not claimed.registered:
                 await self._incarnation.begin_again(claimant.id)
                 return True
@@ -341,10 +357,13 @@ class Worker:
             for run_id, attempt, state in lost:
                 reason: StopReason = "canceled" if state in {None, "canceled"} else "lease_lost"
                 self._executions.stop_begun(reason, [(run_id, attempt)])
-        if not self._stopping:
+        began_s = self._loop.time()
+        if not self._stopping and self._watch_pace.is_due(began_s):
             await self._give_back_strays()
             if await self._maintenance.recover_dead(self.id):
                 self._wake.set()
+            self._watch_pace.took(began_s, self._loop.time())
+        if not self._stopping:
             await self._maintenance.prune_if_due()
             await self._maintenance.warn_if_due()
 
@@ -356,9 +375,10 @@ class Worker:
         """
         if self._claiming:
             return
-        worker, claims, known = self.id, self._claims, self._known()
-        owned = await self._database.read(lambda: owned_attempts(worker))
-        strays = owned - known - self._known()
+        worker, claims, known, called = self.id, self._claims, self._known(), self._reporter.callbacks
+        owned = await self._database.read(lambda: owned_by(worker))
+        await self._reporter.return_strays(owned.callbacks, worker, called)
+        strays = owned.attempts - known - self._known()
         if strays and claims == self._claims and worker == self.id:
             logger.error("worker %s owns %d runs that it does not execute; they are given back", worker, len(strays))
             await self._database.write(lambda: give_back(worker, strays, self._engine.rng))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _worker
+from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _reporter, _worker
 from action_retrier._worker import POLL_S, Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
@@ -167,6 +167,35 @@ async def test_a_deadline_passes_though_every_slot_is_taken(api):
         await api.eventually(lambda: _is(api, late, "failed"))
         release.set()
     assert (await api.status(api.app, late)).result.error_type == "DeadlineExceeded"
+
+
+async def test_a_callback_that_a_worker_owns_and_does_not_know_of_is_given_back(api, monkeypatch, caplog):
+    """Its claim was committed, and the answer was lost on its way: the try is not counted, and the callback is called."""
+    called = []
+
+    @api.app.mutation(name="done")
+    def done(run_id: str) -> None:
+        called.append(run_id)
+
+    claim = _reporter.claim_callbacks
+    lost = []
+
+    def lose_the_first(*args: Any, **kwargs: Any) -> Any:
+        rows = yield from claim(*args, **kwargs)
+        if rows and not lost:
+            lost.extend(rows)
+            return []
+        return rows
+
+    monkeypatch.setattr(_reporter, "claim_callbacks", lose_the_first)
+    run_id = await api.run_after(api.app, 60_000, api.scripted("never").action, on_complete=done)
+    async with api.worker():
+        assert await api.cancel(api.app, run_id)
+        await api.eventually(lambda: called)
+
+    run = await api.get(api.app, run_id)
+    assert (called, len(lost), run.callback.state, run.callback.tries) == ([run_id], 1, "done", 1)
+    assert "does not call" in caplog.text
 
 
 async def _is(api, run_id, state):

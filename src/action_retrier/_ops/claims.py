@@ -1,6 +1,6 @@
 """Take due runs and callbacks for a worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._lifecycle import Raised
 from .._policy import damage_in_policy
@@ -49,17 +49,24 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class NextDue:
-    """When the next things are due, in microseconds from now; negative is overdue, None is never."""
+    """
+    When the next things are due, in microseconds from now; negative is overdue, None is never.
+
+    Attributes:
+        lanes: Where runs are pending, as `claim_runs` and `next_due` take it.
+    """
 
     work_us: int | None
     callbacks_us: int | None
     deadline_us: int | None = None
+    lanes: str | None = field(default=None, compare=False)
 
 
-def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
+def claim_runs(claimant: Claimant, count: int, max_losses: int, lanes: str | None = None) -> Op[Claimed]:
     """
     Take at most *count* due runs, suspects among them only up to *max_losses* and one at a time.
 
+    Of the others only those in *lanes*, a JSON array that `next_due` has told; None means wherever there are any.
     ``registered`` is False when the worker's own row is gone: it has been taken for dead, and
     nothing was claimed.
     """
@@ -68,7 +75,7 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int) -> Op[Claimed]:
         suspects = yield Statement("claim_suspects", claimant.parameters | {"count": 1, "max_losses": max_losses})
     runs: Rows = []
     if count > len(suspects):
-        runs = yield Statement("claim_runs", claimant.parameters | {"count": count - len(suspects)})
+        runs = yield Statement("claim_runs", claimant.parameters | {"lanes": lanes, "count": count - len(suspects)})
         runs.sort(key=lambda row: (-row["priority"], row["due_at"], row["id"]))
     registered = True
     if not runs and not suspects:
@@ -90,13 +97,15 @@ def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]
     return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
 
 
-def next_due(claimant: Claimant, max_losses: int, max_callback_losses: int = ANY_LOSSES) -> Op[NextDue]:
-    """Tell how long there is nothing to do."""
-    limits = {"max_losses": max_losses, "max_callback_losses": max_callback_losses}
+def next_due(
+    claimant: Claimant, max_losses: int, max_callback_losses: int = ANY_LOSSES, lanes: str | None = None
+) -> Op[NextDue]:
+    """Tell how long there is nothing to do; with *lanes* only of the runs in them."""
+    limits = {"max_losses": max_losses, "max_callback_losses": max_callback_losses, "lanes": lanes}
     rows = yield Statement("next_due", claimant.parameters | limits)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
-    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"])
+    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"], row["lanes"])
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:

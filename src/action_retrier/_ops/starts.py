@@ -9,7 +9,6 @@ from .._policy import RetryPolicy, to_us
 from .._statements import Op, Row, Statement
 from ..errors import IdempotencyConflict
 
-
 _BATCH = 5000  # rows a statement: one that inserts any number would outlast what a call may take
 
 

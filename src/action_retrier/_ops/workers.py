@@ -91,10 +91,18 @@ def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] 
     return Recovered(len(applied.owned), is_over)
 
 
-def owned_attempts(worker: str) -> Op[set[tuple[str, int]]]:
-    """Return (run id, attempt) of all that a worker executes, as the database has it."""
-    rows = yield Statement("select_worker_runs", {"worker": worker})
-    return {(row["id"], row["attempt"]) for row in rows}
+class Owned(NamedTuple):
+    """What is a worker's, as the database has it: (run id, attempt) of what it executes, ids of runs it calls back."""
+
+    attempts: set[tuple[str, int]]
+    callbacks: set[str]
+
+
+def owned_by(worker: str) -> Op[Owned]:
+    """Return what a worker owns."""
+    runs = yield Statement("select_worker_runs", {"worker": worker})
+    callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
+    return Owned({(row["id"], row["attempt"]) for row in runs}, {row["id"] for row in callbacks})
 
 
 def give_back(worker: str, attempts: Collection[tuple[str, int]], rng: Random) -> Op[int]:

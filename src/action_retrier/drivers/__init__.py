@@ -17,6 +17,8 @@ from .._statements import Op, Rows
 T = TypeVar("T")
 Colour = Literal["async", "sync"]
 Isolation = Literal["serializable", "read committed"]
+IDLE_S = 10.0
+"""How long user code may leave a transaction idle, unless it says how long it needs."""
 
 
 class Transaction(Protocol):
@@ -189,11 +191,21 @@ class Database(Protocol):
     def write_sync(self, make: Callable[[], Op[T]], *, patience_s: float | None = None, apart: bool = False) -> T:
         """Run an operation in a transaction of its own, together with its neighbours."""
 
-    def transaction(self, isolation: Isolation = "read committed") -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction for user code, isolated at least so well: commit on exit, rollback on error."""
+    def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractAsyncContextManager[Transaction]:
+        """
+        Open a transaction for user code: commit on exit, rollback on error.
 
-    def transaction_sync(self, isolation: Isolation = "read committed") -> AbstractContextManager[Transaction]:
-        """Open a transaction for user code, isolated at least so well: commit on exit, rollback on error."""
+        Args:
+            isolation: It is isolated at least so well.
+            idle_s: It may be ended when it has been left idle for longer: its client may be gone.
+        """
+
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AbstractContextManager[Transaction]:
+        """Open a transaction for user code: commit on exit, rollback on error."""
 
     def is_transient(self, error: BaseException) -> bool:
         """Tell whether the transaction that *error* has ended may well succeed when it is done again."""

@@ -25,5 +25,5 @@ UPDATE {schema}.runs AS r
        first_started_at = coalesce(r.first_started_at, clock.now), progress = NULL, progress_message = NULL
   FROM chosen, clock
  WHERE r.id = chosen.id
-RETURNING r.id, r.action, r.attempt, r.failures, r.losses, r.on_complete, r.options, r.args, r.context, r.due_at, r.priority,
+RETURNING r.id, r.queue, r.action, r.attempt, r.failures, r.losses, r.on_complete, r.options, r.args, r.context, r.due_at, r.priority,
           r.deadline_at - clock.now AS deadline_in;

@@ -5,6 +5,8 @@
 -- Out: id, is_busy (a row that somebody's open transaction holds: nothing was written, try again); a missing id
 --      was not owned any more, which is not an error.
 -- SQLite has one writer, and so nobody who is busy.
+-- In the order of the ids, as they are given, so that no two wait for each other. The state is hidden from the planner:
+-- by the index of what runs it would walk over all that ran while somebody's transaction stays open.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
 ), moves AS MATERIALIZED (
@@ -14,11 +16,12 @@ WITH clock AS MATERIALIZED (
            callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_traceback text, callback_losses bigint,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT r.id
-      FROM {schema}.runs AS r
-      JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
-     ORDER BY r.id
-       FOR UPDATE OF r SKIP LOCKED
+    SELECT one.id
+      FROM moves
+     CROSS JOIN LATERAL (
+           SELECT r.id FROM {schema}.runs AS r
+            WHERE r.id = moves.id AND r.attempt = moves.attempt AND r.state || '' = 'running'
+              FOR UPDATE SKIP LOCKED) AS one
 ), written AS (
     UPDATE {schema}.runs AS r
        SET state = moves.state,
@@ -40,12 +43,13 @@ WITH clock AS MATERIALIZED (
       FROM locked
       JOIN moves ON moves.id = locked.id
      CROSS JOIN clock
-     WHERE r.id = locked.id AND r.state = 'running' AND r.attempt = moves.attempt
+     WHERE r.id = locked.id
     RETURNING r.id
 )
 SELECT id, false AS is_busy FROM written
  UNION ALL
 SELECT r.id, true
   FROM {schema}.runs AS r
-  JOIN moves ON r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
- WHERE NOT EXISTS (SELECT 1 FROM locked WHERE locked.id = r.id);
+  JOIN moves ON r.id = moves.id AND r.attempt = moves.attempt AND r.state || '' = 'running'
+ WHERE (SELECT count(*) FROM locked) < (SELECT count(*) FROM moves) -- else there is nobody to look for
+   AND r.id NOT IN (SELECT id FROM locked);

@@ -16,5 +16,5 @@ UPDATE action_retrier_runs
         ORDER BY r.priority DESC, r.due_at, r.id
         LIMIT CAST(:count AS INTEGER))
    AND EXISTS (SELECT 1 FROM action_retrier_workers WHERE id = CAST(:worker AS TEXT))
-RETURNING id, action, attempt, failures, losses, on_complete, options, args, context, due_at, priority,
+RETURNING id, queue, action, attempt, failures, losses, on_complete, options, args, context, due_at, priority,
           deadline_at - CAST(:now AS INTEGER) AS deadline_in;

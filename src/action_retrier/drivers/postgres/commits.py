@@ -17,13 +17,13 @@ from psycopg.rows import tuple_row
 from ..._statements import Statement
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from .. import Isolation
+from .. import IDLE_S, Isolation
 from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, translated
 from .deadlines import deadlines
 from .urls import Target
 
 # Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
-_PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+_PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout ="
 # What user code has set on the session was its own. In a transaction before ours, or else
 # default_transaction_read_only, for one, would still count for ours.
 _RESET: Final = "BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; COMMIT"
@@ -64,9 +64,12 @@ class CommitInDoubt(Exception):
         super().__init__(f"{target.location}: the connection was lost during COMMIT")
         self.target = target
         self.mark = mark
+        self.fate: Fate = "unknown"
 
     def unresolved(self) -> DatabaseUnavailable:
-        """Return what a caller is told where nobody can tell."""
+        """Return what a caller is told whose transaction has not committed, as far as anybody can tell."""
+        if self.fate == "rolled back":
+            return DatabaseUnavailable(problem=f"{self}, and the server rolled back", remedy="do it again")
         return DatabaseUnavailable(
             problem=f"{self}, and whether that happened is not known",
             remedy="look whether it did before you do it again",
@@ -83,16 +86,20 @@ def can_mark(connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
-def begin_text(isolation: Isolation, *, marked: bool) -> str:
+def _begin_text(isolation: Isolation, *, marked: bool, idle_s: float | None) -> bytes:
     """Return what begins a transaction, in one exchange."""
-    begin = f"{_RESET}; BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT}"
-    return f"{begin}; {_MARK}" if marked else begin
+    begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT} {round((idle_s or IDLE_S) * 1000)}"
+    if idle_s is not None:
+        begin = f"{_RESET}; {begin}"
+    return (f"{begin}; {_MARK}" if marked else begin).encode()
 
 
-def begin(connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool) -> Mark | None:
-    """Begin a transaction."""
+def begin(
+    connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+) -> Mark | None:
+    """Begin a transaction; for user code, if that may leave it idle for so long."""
     with Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(begin_text(isolation, marked=marked).encode(), prepare=False)
+        cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -100,10 +107,12 @@ def begin(connection: psycopg.Connection[Any], isolation: Isolation, *, marked: 
         return Mark(*cursor.fetchall()[0])
 
 
-async def begin_async(connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool) -> Mark | None:
-    """Begin a transaction."""
+async def begin_async(
+    connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+) -> Mark | None:
+    """Begin a transaction; for user code, if that may leave it idle for so long."""
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(begin_text(isolation, marked=marked).encode(), prepare=False)
+        await cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -173,7 +182,7 @@ def fate_of(connection: psycopg.Connection[Any], doubt: CommitInDoubt) -> Fate |
     return "unknown"
 
 
-def resolve(doubt: CommitInDoubt) -> Fate:
+def resolve(doubt: CommitInDoubt) -> None:
     """Ask until the server answers, on connections of its own, for as long as anybody would wait."""
     logger.warning("%s; asking what became of it", doubt)
     give_up_at = time.monotonic() + PATIENCE_S
@@ -183,7 +192,7 @@ def resolve(doubt: CommitInDoubt) -> Fate:
             with contextlib.closing(connect(doubt.target)) as connection, deadlines.within(CALL_S, connection):
                 fate = fate_of(connection, doubt)
             if fate is not None:
-                return fate
+                doubt.fate = fate
+                return
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-    return "unknown"

@@ -21,6 +21,9 @@ from .urls import Target
 CALL_S: Final = 5.0
 """How long any call on a connection of ours may take before the connection is given up."""
 _CONNECT_S = 5
+WAIT_FOR_LOCKS: Final = "SET LOCAL lock_timeout = '30s'"
+"""For calls that may wait for a user's transaction, such as a second cancel of one run."""
+LOCKED_CALL_S: Final = 35.0
 _TCP_USER_TIMEOUT_MS = 4000
 C = TypeVar("C", UserConnection, AsyncUserConnection)
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -111,6 +114,12 @@ def connect(target: Target) -> psycopg.Connection[dict[str, Any]]:
         return psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
 
 
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether a pooler stands between us and the server, which hands each transaction to another session."""
+    (row,) = connection.execute("SELECT pg_catalog.pg_backend_pid() AS pid").fetchall()
+    return bool(row["pid"] != connection.info.backend_pid)
+
+
 def connect_for_user(target: Target) -> UserConnection:
     """Open a connection that user code may receive. Raises `DatabaseUnavailable`."""
     with translated(target):
@@ -181,7 +190,7 @@ async def tell_async(connection: psycopg.AsyncConnection[Any], text: str) -> Non
 def is_transient(error: BaseException | None) -> bool:
     """Tell whether the same transaction, done again, may well succeed; also where a library has wrapped the error."""
     while error is not None:
-        if isinstance(error, _TRANSIENT):
+        if isinstance(error, _TRANSIENT) or getattr(error, "fate", None) == "rolled back":
             return True
         error = getattr(error, "orig", None) or error.__cause__
     return False

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -15,10 +16,22 @@ from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...errors import DatabaseUnavailable, SchemaMismatch
-from .. import Colour, Isolation, mask_password
-from .commits import CommitInDoubt, begin, begin_async, can_mark, commit, commit_async, resolve
-from .connection import CALL_S, connect, is_transient, tell, tell_async, translated
+from .. import IDLE_S, Colour, Isolation, mask_password
+from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
+from .connection import (
+    CALL_S,
+    LOCKED_CALL_S,
+    WAIT_FOR_LOCKS,
+    connect,
+    is_pooled,
+    is_transient,
+    may_pass,
+    tell,
+    tell_async,
+    translated,
+)
 from .deadlines import deadlines
+from .guarded import AsyncUserConnection, UserConnection
 from .leases import PostgresLeases
 from .line import Line
 from .listener import Listener
@@ -31,7 +44,8 @@ from .urls import parse
 T = TypeVar("T")
 
 _THREADS = 8
-_TRIES = 5
+_SHORTEST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.0
 _READ_PATIENCE_S = 30.0
 _leaked: list[object] = []  # connections of a parent process: closing one would end the parent's session
 
@@ -122,6 +136,8 @@ class PostgresDatabase:
 
     def _set_up(self) -> None:
         with translated(self._target), contextlib.closing(connect(self._target)) as connection:
+            if is_pooled(connection):
+                self._target.direct = False
             version = found_version(connection, self._target.schema)
             if version < newest_version():
                 if not self._auto_migrate:
@@ -176,24 +192,33 @@ class PostgresDatabase:
         return result
 
     def _write_apart(self, make: Callable[[], Op[T]]) -> T:
-        for last in (False,) * (_TRIES - 1) + (True,):
+        """Write on a connection of its own; again, while others disturb it or the server cannot be reached."""
+        give_up_at = time.monotonic() + PATIENCE_S
+        pause_s = _SHORTEST_PAUSE_S
+        while True:
             try:
-                with self.transaction_sync() as transaction:
-                    result = drive(make(), transaction.execute_sync)
-            except psycopg.Error as error:
-                if last or not is_transient(error):
+                with self._transaction_sync("read committed", lock_timeout=True) as transaction:
+                    return drive(make(), transaction.execute_sync)
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                # A COMMIT of which nobody knows is not done again: a cancel that has happened would then deny it.
+                may_help = is_transient(error) or (may_pass(error) and not isinstance(error.__cause__, CommitInDoubt))
+                if not may_help or time.monotonic() > give_up_at:
                     raise
-            else:
-                return result
-        raise AssertionError
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator[PostgresTransaction]:
+    async def transaction(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> AsyncIterator[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
-        async with self._pool.connection_async() as connection:
+
+        async def begin_here(connection: AsyncUserConnection) -> Mark | None:
             with translated(self._target), deadlines.within(CALL_S, connection):
-                mark = await begin_async(connection, isolation, marked=self._marked)
+                return await begin_async(connection, isolation, marked=self._marked, idle_s=idle_s)
+
+        async with self._pool.begun_async(begin_here) as (connection, mark):
             transaction = PostgresTransaction(connection, self._target, self._now_us)
             try:
                 yield transaction
@@ -209,17 +234,32 @@ class PostgresDatabase:
                 with translated(self._target), deadlines.within(CALL_S, connection):
                     await commit_async(connection, self._target, mark)
             except CommitInDoubt as doubt:
-                await self._threads.run(lambda: self._resolve(doubt))
+                await self._threads.run(partial(self._resolve, doubt))
         self.changes.notify()
 
-    @contextlib.contextmanager
-    def transaction_sync(self, isolation: Isolation = "read committed") -> Iterator[PostgresTransaction]:
+    def transaction_sync(
+        self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
+    ) -> contextlib.AbstractContextManager[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
+        return self._transaction_sync(isolation, idle_s=idle_s)
+
+    @contextlib.contextmanager
+    def _transaction_sync(
+        self, isolation: Isolation, *, idle_s: float = IDLE_S, lock_timeout: bool = False
+    ) -> Iterator[PostgresTransaction]:
         self.open()
-        with self._pool.connection() as connection:
+
+        def begin_here(connection: UserConnection) -> Mark | None:
             with translated(self._target), deadlines.within(CALL_S, connection):
-                mark = begin(connection, isolation, marked=self._marked)
-            transaction = PostgresTransaction(connection, self._target, self._now_us)
+                mark = begin(connection, isolation, marked=self._marked, idle_s=idle_s)
+                if lock_timeout:
+                    connection.execute(WAIT_FOR_LOCKS)
+                return mark
+
+        with self._pool.begun(begin_here) as (connection, mark):
+            transaction = PostgresTransaction(
+                connection, self._target, self._now_us, call_s=LOCKED_CALL_S if lock_timeout else CALL_S
+            )
             try:
                 yield transaction
             except BaseException:
@@ -239,12 +279,8 @@ class PostgresDatabase:
 
     def _resolve(self, doubt: CommitInDoubt) -> None:
         """Return if a COMMIT that got no answer has happened, else raise `DatabaseUnavailable`."""
-        fate = resolve(doubt)
-        if fate == "rolled back":
-            raise DatabaseUnavailable(
-                problem=f"{doubt}, and the server rolled the transaction back", remedy="do it again"
-            ) from doubt
-        if fate != "committed":
+        resolve(doubt)
+        if doubt.fate != "committed":
             raise doubt.unresolved() from doubt
 
     def is_transient(self, error: BaseException) -> bool:

@@ -4,14 +4,18 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from ...errors import DatabaseUnavailable
 from .connection import connect_for_user, connect_for_user_async
 from .guarded import AsyncUserConnection, UserConnection
 from .urls import Target
+
+T = TypeVar("T")
 
 _KEPT = 4
 """Idle connections that are kept."""
@@ -33,50 +37,81 @@ class Pool:
         )
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[UserConnection]:
-        """Lend a connection; it comes back only if it is still sound, with no transaction open."""
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        if connection is None or connection.closed:
-            connection = connect_for_user(self._target)
+    def begun(self, begin: Callable[[UserConnection], T]) -> Iterator[tuple[UserConnection, T]]:
+        """
+        Lend a connection on which *begin* has begun a transaction, and what it returned.
+
+        It comes back only if it is still sound, with no transaction open.
+        """
+        connection, begun = self._begin(begin)
         try:
-            yield connection
+            yield connection, begun
         finally:
             with self._lock:
                 keep = _is_sound(connection) and len(self._idle) < _KEPT
                 if keep:
                     self._idle.append(connection)
             if not keep:
-                with contextlib.suppress(psycopg.Error, OSError):
-                    connection.close()
+                _discard(connection)
+
+    def _begin(self, begin: Callable[[UserConnection], T]) -> tuple[UserConnection, T]:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            is_fresh = connection is None
+            connection = connection or connect_for_user(self._target)
+            try:
+                return connection, begin(connection)
+            except BaseException as error:
+                _discard(connection)
+                if is_fresh or not isinstance(error, DatabaseUnavailable):
+                    raise
+                # It broke while it was idle: the server may have been restarted, and be well.
 
     @contextlib.asynccontextmanager
-    async def connection_async(self) -> AsyncIterator[AsyncUserConnection]:
-        """Lend a connection of this event loop."""
+    async def begun_async(
+        self, begin: Callable[[AsyncUserConnection], Awaitable[T]]
+    ) -> AsyncIterator[tuple[AsyncUserConnection, T]]:
+        """Lend a connection of this event loop on which *begin* has begun a transaction; else as `begun`."""
         idle = self._idle_of_loop.setdefault(asyncio.get_running_loop(), [])
-        connection = idle.pop() if idle else None
-        if connection is None or connection.closed:
-            connection = await connect_for_user_async(self._target)
+        connection, begun = await self._begin_async(idle, begin)
         try:
-            yield connection
+            yield connection, begun
         finally:
             if _is_sound(connection) and len(idle) < _KEPT:
                 idle.append(connection)
             else:
-                with contextlib.suppress(psycopg.Error, OSError):
-                    await connection.close()
+                _discard(connection)
+
+    async def _begin_async(
+        self, idle: list[AsyncUserConnection], begin: Callable[[AsyncUserConnection], Awaitable[T]]
+    ) -> tuple[AsyncUserConnection, T]:
+        while True:
+            is_fresh = not idle
+            connection = idle.pop() if idle else await connect_for_user_async(self._target)
+            try:
+                return connection, await begin(connection)
+            except BaseException as error:
+                _discard(connection)
+                if is_fresh or not isinstance(error, DatabaseUnavailable):
+                    raise
 
     def close(self) -> None:
         """Close what is idle."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
-            with contextlib.suppress(psycopg.Error, OSError):
-                connection.close()
+            _discard(connection)
         for theirs in self._idle_of_loop.values():
             for one in theirs:
-                one.pgconn.finish()  # its loop may not run any more
+                _discard(one)
         self._idle_of_loop.clear()
+
+
+def _discard(connection: UserConnection | AsyncUserConnection) -> None:
+    """Close a connection of either colour, at once and wherever: its event loop may not run any more."""
+    with contextlib.suppress(psycopg.Error, OSError):
+        connection.pgconn.finish()
 
 
 def _is_sound(connection: UserConnection | AsyncUserConnection) -> bool:

@@ -143,7 +143,8 @@ class Session(Jobs):
 
     def _resolve(self, jobs: list[Job], doubt: CommitInDoubt) -> None:
         """Learn whether a COMMIT happened that got no answer; if not, or nobody knows, do the jobs again."""
-        if resolve(doubt) == "committed":
+        resolve(doubt)
+        if doubt.fate == "committed":
             self._succeed(jobs)
         else:
             # Every operation that comes this way may be done twice: it has its fence, or its id.

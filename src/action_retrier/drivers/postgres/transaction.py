@@ -29,11 +29,17 @@ class PostgresTransaction:
     """
 
     def __init__(
-        self, connection: AsyncUserConnection | UserConnection, target: Target, now_us: Callable[[], int | None]
+        self,
+        connection: AsyncUserConnection | UserConnection,
+        target: Target,
+        now_us: Callable[[], int | None],
+        *,
+        call_s: float = CALL_S,
     ) -> None:
         self._connection = connection
         self._target = target
         self._now_us = now_us
+        self._call_s = call_s
         self._twin: BlockingTwin | None = None
         self.is_open = True
 
@@ -66,7 +72,7 @@ class PostgresTransaction:
         guard = self._connection.guard
         outer, guard.tried = guard.tried, None
         try:
-            with translated(self._target), deadlines.within(CALL_S, self._connection):
+            with translated(self._target), deadlines.within(self._call_s, self._connection):
                 yield
         finally:
             guard.tried = outer

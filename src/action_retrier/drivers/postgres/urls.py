@@ -14,7 +14,7 @@ _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _WORDS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """
     A database and how to use it.
@@ -24,7 +24,8 @@ class Target:
         location: Host, port and database, for people; no password.
         schema: Where the tables are.
         notify: Whether LISTEN and NOTIFY may be used to wake workers.
-        direct: Whether a connection of ours is a session of the server's; False behind a pooler.
+        direct: Whether a connection of ours is a session of the server's; False behind a pooler, also behind one
+            that is only found out when the first connection is open.
     """
 
     conninfo: str

@@ -17,7 +17,7 @@ from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...config import logger
 from ...errors import DatabaseUnavailable, SchemaMismatch
-from .. import Colour, Isolation
+from .. import IDLE_S, Colour, Isolation
 from .changes import SqliteChanges
 from .connection import OLDEST_SQLITE, connect, execute, translated
 from .handle import ConnectionHandle
@@ -242,14 +242,24 @@ class SqliteDatabase:
         return result
 
     @contextlib.asynccontextmanager
-    async def transaction(self, isolation: Isolation = "read committed") -> AsyncIterator[SqliteTransaction]:  # noqa: ARG002 - one writer
+    async def transaction(
+        self,
+        isolation: Isolation = "read committed",  # noqa: ARG002 - one writer
+        *,
+        idle_s: float = IDLE_S,  # noqa: ARG002 - its client is this process
+    ) -> AsyncIterator[SqliteTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
         async with self._current_writer.borrow(_LOAN_PATIENCE_S) as loan:
             yield loan
 
     @contextlib.contextmanager
-    def transaction_sync(self, isolation: Isolation = "read committed") -> Iterator[SqliteTransaction]:  # noqa: ARG002 - one writer
+    def transaction_sync(
+        self,
+        isolation: Isolation = "read committed",  # noqa: ARG002 - one writer
+        *,
+        idle_s: float = IDLE_S,  # noqa: ARG002 - its client is this process
+    ) -> Iterator[SqliteTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         self.open()
         with self._current_writer.borrow_sync(_LOAN_PATIENCE_S) as loan:

@@ -12,7 +12,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 from action_retrier.drivers.sqlite.schema import migrations, split
 
@@ -35,9 +34,9 @@ UPDATE action_retrier_runs SET state = 'succeeded', completed_at = ?, result = '
 """
 
 
-def open_floor(path: Path) -> sqlite3.Connection:
+def open_floor(url: str) -> sqlite3.Connection:
     """Return a connection to a new database with our tables."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     for text in migrations():
@@ -58,9 +57,9 @@ def _row() -> tuple[object, ...]:
     return str(uuid.uuid4()), now, now, OPTIONS
 
 
-def single_starts(path: Path, count: int) -> float:
+def single_starts(url: str, count: int) -> float:
     """Insert one row a transaction. Returns rows per second."""
-    connection = open_floor(path)
+    connection = open_floor(url)
     began = time.perf_counter()
     for _ in range(count):
         with transaction(connection):
@@ -70,9 +69,9 @@ def single_starts(path: Path, count: int) -> float:
     return count / seconds
 
 
-def batch_starts(path: Path, count: int, batch: int) -> float:
+def batch_starts(url: str, count: int, batch: int) -> float:
     """Insert *batch* rows a transaction. Returns rows per second."""
-    connection = open_floor(path)
+    connection = open_floor(url)
     began = time.perf_counter()
     for _ in range(count // batch):
         with transaction(connection):
@@ -82,9 +81,9 @@ def batch_starts(path: Path, count: int, batch: int) -> float:
     return count / seconds
 
 
-def drain(path: Path, count: int, batch: int) -> float:
+def drain(url: str, count: int, batch: int) -> float:
     """Claim and finish *batch* rows a transaction each. Returns rows per second."""
-    connection = open_floor(path)
+    connection = open_floor(url)
     with transaction(connection):
         connection.executemany(INSERT, [_row() for _ in range(count)])
     done = 0
@@ -117,11 +116,11 @@ while seen < wanted:
 """
 
 
-def latency(path: Path, count: int) -> list[float]:
+def latency(url: str, count: int) -> list[float]:
     """Insert a row each 50 ms, which another process looks for each millisecond. Returns milliseconds."""
-    connection = open_floor(path)
+    connection = open_floor(url)
     process = subprocess.Popen(
-        [sys.executable, "-c", _READER, str(path), str(count)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _READER, url.removeprefix("sqlite:///"), str(count)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.readline()

@@ -1,0 +1,70 @@
+"""Where a worker looks for due runs, and how often it may look everywhere."""
+
+import json
+from collections.abc import Iterable
+
+from ._codec import loads
+from ._statements import Row
+
+_FREE_S = 0.025
+_SHARE = 20  # what takes longer than that is done a twentieth of the time
+
+
+class Pace:
+    """How soon something may be repeated, by how long it takes: it must not be all that is done."""
+
+    def __init__(self) -> None:
+        self._rests_until_s = 0.0
+        self.last_s = float("-inf")
+        """When it was done last."""
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it may be done."""
+        return now_s >= self._rests_until_s
+
+    def rest_s(self, now_s: float) -> float:
+        """Return how long it may not be done yet."""
+        return max(0.0, self._rests_until_s - now_s)
+
+    def took(self, began_s: float, ended_s: float) -> None:
+        """Note that it was done."""
+        self.last_s = began_s
+        duration_s = ended_s - began_s
+        self._rests_until_s = ended_s + (0.0 if duration_s < _FREE_S else duration_s * (_SHARE - 1))
+
+
+class Lanes:
+    """
+    The lanes (queue, action, callback, priority) that hold runs for a worker, and since when the first is due.
+
+    To look everywhere may take long on PostgreSQL: while somebody's transaction stays open, all
+    that was claimed meanwhile is walked over. In between, a worker looks where it has found
+    something before, and at nothing that it has seen the end of.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str, str, int], int] = {}
+        self.pace = Pace()
+
+    def found(self, told: str | None) -> None:
+        """Note what a look everywhere has told."""
+        self._since = {_key(row): row["since"] for row in loads(told) or []}
+
+    def took(self, rows: Iterable[Row]) -> None:
+        """Note what was claimed: what fell due before is gone, but for what will be found by the next look."""
+        for row in rows:
+            key = _key(row)
+            self._since[key] = max(self._since.get(key, 0), row["due_at"])
+
+    def to_json(self) -> str:
+        """Return them as the statements take them."""
+        return json.dumps(
+            [
+                {"queue": queue, "action": action, "on_complete": on_complete, "priority": priority, "since": since}
+                for (queue, action, on_complete, priority), since in self._since.items()
+            ]
+        )
+
+
+def _key(row: Row) -> tuple[str, str, str, int]:
+    return row["queue"], row["action"], row["on_complete"], row["priority"]
