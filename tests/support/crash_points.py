@@ -122,8 +122,8 @@ def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
     """Return a transaction that dies around its COMMIT, if something was written in it that matters."""
 
     @contextlib.contextmanager
-    def watched(self: Any) -> Iterator[Any]:
-        with transaction(self) as opened:
+    def watched(*args: Any, **options: Any) -> Iterator[Any]:
+        with transaction(*args, **options) as opened:
             yield opened
             if _is_armed():
                 reach(f"{group}.before_commit")
@@ -135,8 +135,8 @@ def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
 
 def _watched_async(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
     @contextlib.asynccontextmanager
-    async def watched(self: Any) -> AsyncIterator[Any]:
-        async with transaction(self) as opened:
+    async def watched(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(*args, **options) as opened:
             yield opened
             if _is_armed():
                 reach(f"{group}.before_commit")
