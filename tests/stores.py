@@ -75,6 +75,9 @@ class System(Protocol):
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
 
+    def waits_for_a_lock(self) -> bool:
+        """Tell whether a session waits for the end of somebody else's transaction, as far as that can be seen."""
+
     def writer_held(self, database: Database) -> AbstractContextManager[None]:
         """Have writes wait for their turn on *database* meanwhile."""
 
@@ -133,6 +136,10 @@ class SqliteSystem:
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing connection."""
         return len(database._writer._queue)
+
+    def waits_for_a_lock(self) -> bool:
+        """Do not wait for it: whoever has begun to write while somebody else does will wait."""
+        return True
 
     @contextlib.contextmanager
     def writer_held(self, database: Database) -> Iterator[None]:
@@ -262,6 +269,13 @@ class PostgresSystem:
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
         return len(database._writer._queue)
+
+    def waits_for_a_lock(self) -> bool:
+        """Ask the server whether somebody waits for somebody else's row."""
+        found = self._look.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'", [self.schema]
+        )
+        return bool(found.fetchall())
 
     @contextlib.contextmanager
     def writer_held(self, database: Database) -> Iterator[None]:
