@@ -18,8 +18,9 @@ WITH clock AS MATERIALIZED (
 ), changed AS (
     UPDATE {schema}.runs AS r
        SET due_at = clock.now,
-           deadline_at = CASE r.state WHEN 'pending' THEN r.deadline_at
-                         ELSE clock.now + CAST(least(CAST(CAST(r.options AS json) ->> 'deadline_ms' AS double precision),
+           deadline_at = CASE WHEN r.state = 'pending' THEN r.deadline_at
+                              WHEN CAST(r.options AS json) ->> 'deadline_ms' IS NOT NULL -- which least() would not mind
+                         THEN clock.now + CAST(least(CAST(CAST(r.options AS json) ->> 'deadline_ms' AS double precision),
                                                      31536000000000) * 1000 AS bigint) END, -- a thousand years at most, as at the start
            failures = CASE r.state WHEN 'pending' THEN r.failures ELSE 0 END,
            losses = CASE r.state WHEN 'pending' THEN r.losses ELSE 0 END,
