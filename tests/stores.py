@@ -72,6 +72,9 @@ class System(Protocol):
     def overwrite(self, run_id: str, **columns: Any) -> None:
         """Change a run's row behind our back, as damage would."""
 
+    def writer(self, database: Database) -> Any:
+        """Return what writes for *database*, after its turn has come."""
+
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
 
@@ -132,6 +135,10 @@ class SqliteSystem:
         with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
             text = f"UPDATE action_retrier_runs SET {changes} WHERE id = :id"  # noqa: S608
             connection.execute(text, {"id": run_id, **columns})
+
+    def writer(self, database: Any) -> Any:
+        """Return its writing connection."""
+        return database._current_writer
 
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing connection."""
@@ -265,6 +272,10 @@ class PostgresSystem:
         changes = ", ".join(f"{name} = %({name})s" for name in columns)
         text = f"UPDATE {self.schema}.runs SET {changes} WHERE id = %(id)s"  # noqa: S608
         self._look.execute(text, {"id": run_id, **columns})
+
+    def writer(self, database: Any) -> Any:
+        """Return its writing session."""
+        return database._writer
 
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
