@@ -66,7 +66,7 @@ async def _churn(url: str, plain_url: str, given: argparse.Namespace, console: C
                 table.add_row(*(f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in row.values()))
                 claims.clear()
                 looks.clear()
-                if part == 6:  # noqa: PLR2004 - as divided above
+                if part == 6:
                     break
     console.print(table)
     return found

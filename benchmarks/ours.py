@@ -78,7 +78,7 @@ async def drain(url: str, count: int, concurrency: int) -> float:
 
 
 async def drain_by(url: str, count: int, workers: int) -> float:
-    """Execute *count* no-op runs with so many worker processes, which are ready when they fall due. Returns as `drain`."""
+    """Execute *count* no-op runs with so many worker processes, all ready when they fall due. Returns runs/s."""
     app, retrier = make_app(url)
     async with app:
         due_s = time.time() + _HEAD_START_S + count / _SLOWEST_START

@@ -133,10 +133,31 @@ class MutationCtx:
         The database's own connection with the transaction open.
 
         ``sqlite3.Connection`` on SQLite; ``psycopg.AsyncConnection`` or ``psycopg.Connection``,
-        by the colour of the mutation, on PostgreSQL.
+        by the colour of the mutation, on PostgreSQL; the driver's connection where the App was made
+        from a SQLAlchemy engine or a Django alias.
         """
+        self._check_open()
+        return self._transaction.connection(self._colour)
+
+    @property
+    def session(self) -> Any:
+        """
+        SQLAlchemy's session in this transaction, on an App that was made from an engine.
+
+        ``Session`` where that is an ``Engine``, ``AsyncSession`` where it is an ``AsyncEngine``. It is flushed,
+        and its transaction committed, by whoever opened it.
+        """
+        self._check_open()
+        session = getattr(self._transaction, "session", None)
+        if session is None:
+            raise InvalidContext(
+                problem="ctx has no session: its App was not made from a SQLAlchemy engine",
+                remedy="make it with App(engine), or use ctx.db",
+            )
+        return session
+
+    def _check_open(self) -> None:
         if not self._transaction.is_open:
             raise InvalidContext(
                 problem="the transaction of this ctx has ended", remedy="do not keep ctx beyond its mutation or block"
             )
-        return self._transaction.connection(self._colour)

@@ -103,7 +103,7 @@ class Executions:
         self._concurrency = concurrency
         self._report = report
         self._announce_end = ended
-        self._threads = DaemonThreads(concurrency, "action-retrier-action")
+        self._threads = DaemonThreads(concurrency, "action-retrier-action", around=database.in_user_thread)
         self._by_key: dict[Key, Execution] = {}
         self._stopping = False
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from .config import logger
 from .drivers import Leases
@@ -43,6 +44,8 @@ class Heartbeat:
         self._leases.release(self._worker)
 
     def _beat(self) -> None:
+        with suppress(OSError, DatabaseUnavailable):  # the next renewal says it too
+            self._leases.announce(self._worker)
         while not self._stop.wait(HEARTBEAT_S):
             if not self._is_wanted():
                 # The event loop is gone without a goodbye: let others have the runs.

@@ -108,7 +108,7 @@ class Mutations:
             if not in_time:
                 await self._stop(task, transaction, mutation)
                 raise MutationTimeout(mutation)
-        return ended.outcome()
+            return ended.outcome()
 
     async def _start(
         self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any], ended: "_Ended"
@@ -120,7 +120,8 @@ class Mutations:
                 with opened_here(self._database.turn):
                     ended.value = await mutation.signature.call(ctx, arguments)
             else:
-                ended.value = await self._threads.run(lambda: self._call_here(ctx, mutation, arguments))
+                threads = transaction.threads or self._threads
+                ended.value = await threads.run(lambda: self._call_here(ctx, mutation, arguments))
         except BaseException as error:  # noqa: BLE001 - the mutation's own, raised again by `call`
             ended.error = error
 
@@ -150,11 +151,14 @@ class Mutations:
             done.set()
 
         with transaction.user_code_sync():
-            self._threads.submit(work)
+            begun_us = self._clock.monotonic_us()
+            (transaction.threads or self._threads).submit(work)
             if not done.wait(mutation.timeout_ms / 1000):
                 transaction.abandon()
                 raise MutationTimeout(mutation)
-        return ended.outcome()
+            if self._clock.monotonic_us() - begun_us > mutation.timeout_ms * 1000:  # it ran in this very thread
+                raise MutationTimeout(mutation)
+            return ended.outcome()
 
     def close(self) -> None:
         """Let idle threads end."""

@@ -13,7 +13,8 @@ from ._contexts import MutationCtx
 from ._open_transactions import opened_here, refuse_inside_transaction
 from ._worker import Engine, Worker
 from .config import logger
-from .drivers import Database
+from .drivers import Colour, Database
+from .errors import InvalidContext
 
 A = TypeVar("A")
 S = TypeVar("S")
@@ -60,6 +61,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[MutationCtx]:
+        self._check_colour("async", "with app.transaction()")
         refuse_inside_transaction(self._database.turn)
         async with self._database.transaction(idle_s=_IDLE_S) as transaction:
             with opened_here(self._database.turn):
@@ -68,6 +70,7 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
 
     @contextlib.contextmanager
     def _open_sync(self) -> Iterator[MutationCtx]:
+        self._check_colour("sync", "async with app.transaction()")
         refuse_inside_transaction(self._database.turn)
         with (
             self._database.transaction_sync(idle_s=_IDLE_S) as transaction,
@@ -75,6 +78,13 @@ class AppTransaction(_BothColours[MutationCtx, MutationCtx]):
             transaction.user_code_sync(),
         ):
             yield MutationCtx(transaction, self._database, "sync")
+
+    def _check_colour(self, colour: Colour, other: str) -> None:
+        if colour not in self._database.mutation_colours:
+            raise InvalidContext(
+                problem=f"this app's database cannot serve {'an' if colour == 'async' else 'a'} {colour} transaction",
+                remedy=f"use {other}",
+            )
 
 
 class SyncWorker:

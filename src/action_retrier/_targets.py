@@ -65,6 +65,8 @@ class Targets:
                 problem=f"ctx is {_describe(ctx)}, which holds no transaction on {self._database.location}",
                 remedy="pass the app, the ctx of an action or a mutation, or an open connection to that database",
             )
+        if colour not in executor.colours:
+            _check_colour("sync" if colour == "async" else "async", colour, ctx)
         return executor
 
     def _check_home(self, database: "Database") -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _pools: "weakref.WeakSet[DaemonThreads]" = weakref.WeakSet()
-_IDLE_S = 5.0  # a thread that has had nothing to do for so long ends
+_IDLE_S = 5.0
 
 
 class DaemonThreads:
@@ -24,9 +24,25 @@ class DaemonThreads:
     is shared with the user's ``to_thread`` calls, which could starve ours.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        name: str,
+        *,
+        idle_s: float | None = _IDLE_S,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """
+        Begin with none.
+
+        Args:
+            idle_s: A thread that has had nothing to do for so long ends; None keeps it until `close`.
+            around: Entered, in the thread, around each task.
+        """
         self._size = size
         self._name = name
+        self._idle_s = idle_s
+        self._around = around
         self._begin()
         _pools.add(self)
 
@@ -86,14 +102,15 @@ class DaemonThreads:
         while True:
             with self._changed:
                 self._idle += 1
-                while not self._tasks and not self._closed and self._changed.wait(_IDLE_S):
+                while not self._tasks and not self._closed and self._changed.wait(self._idle_s):
                     pass
                 self._idle -= 1
                 if not self._tasks:
                     self._threads -= 1
                     return
                 task = self._tasks.popleft()
-            task()
+            with self._around():
+                task()
             del task  # or the thread keeps its arguments alive while it is idle
 
 

@@ -26,7 +26,7 @@ from ._sessions import AppTransaction, AppWorker, run_to_end, run_until_signal
 from ._signatures import Signature
 from ._threads import DaemonThreads
 from ._worker import Engine
-from .drivers import Database, Isolation, open_database
+from .drivers import Address, Database, Isolation, open_database
 from .errors import UnknownFunction
 
 P = ParamSpec("P")
@@ -58,7 +58,8 @@ class App:
     One database, and the functions registered with it.
 
     Args:
-        database: ``sqlite:///relative.db``, ``sqlite:////absolute.db``; None means
+        database: ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``postgresql://...``; a SQLAlchemy
+            ``Engine`` or ``AsyncEngine``; or ``django:ALIAS``. None means
             ``$ACTION_RETRIER_DATABASE_URL``, else ``sqlite:///action_retrier.db``.
         namespace: Installations in one database that see nothing of each other.
         auto_migrate: Create or upgrade the schema on first use; otherwise it must be there.
@@ -79,7 +80,7 @@ class App:
 
     def __init__(
         self,
-        database: str | None = None,
+        database: "Address | None" = None,
         *,
         namespace: str = "default",
         auto_migrate: bool = True,
@@ -89,11 +90,9 @@ class App:
         config.configure_logging()
         check_namespace(namespace)
         check_number("retention_days", retention_days)
-        if database is not None and not isinstance(database, str):
-            raise ValueError(f"database must be a URL such as sqlite:///app.db, not {type(database).__name__}")
         clock = clock or SystemClock()
-        url = database if database is not None else config.database_url()
-        self._database: Database = open_database(url, clock=clock, auto_migrate=auto_migrate)
+        given = database if database is not None else config.database_url()
+        self._database: Database = open_database(given, clock=clock, auto_migrate=auto_migrate)
         self._registry = Registry()
         rng = system_random()
         self._mutations = Mutations(self._database, self._registry, clock, rng)
@@ -106,7 +105,7 @@ class App:
             namespace=namespace,
             retention_us=round(retention_days * _DAY_US),
         )
-        self._threads = DaemonThreads(4, "action-retrier-app")
+        self._threads = DaemonThreads(4, "action-retrier-app", around=self._database.in_user_thread)
 
     @property
     def namespace(self) -> str:

@@ -1,19 +1,50 @@
 """What the crash tests share: a database with witnesses, real processes, and a fresh worker at the end."""
 
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
+
+from ..stores import pgbouncer_url, postgres_url, systems_for, with_query
+from ..support.pgbouncer import POOLED
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from crash_database import CrashDatabase, PostgresDatabase, SqliteDatabase
 from crash_scene import Scene
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a scene on each system, unless its module is named after the one that it is about."""
+    if "scene" in metafunc.fixturenames:
+        metafunc.parametrize("database", systems_for(metafunc.module), indirect=True, scope="function")
+
+
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    """A directory with a database in it, whose processes are gone when the test ends."""
-    scene = Scene(tmp_path)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CrashDatabase]:
+    """A database with nothing in it."""
+    if request.param == "sqlite":
+        yield SqliteDatabase(f"sqlite:///{tmp_path / 'app.db'}")
+        return
+    name = f"crash_{secrets.token_hex(8)}"
+    with psycopg.connect(postgres_url(), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        url = urlsplit(postgres_url())._replace(path=f"/{name}").geturl()
+        if request.param == "pgbouncer":
+            pooled = urlsplit(pgbouncer_url())._replace(path=f"/{name}").geturl()
+            yield PostgresDatabase(with_query(pooled, POOLED), beside=url)
+        else:
+            yield PostgresDatabase(url)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def scene(tmp_path: Path, database: CrashDatabase) -> Iterator[Scene]:
+    """A directory and a database, whose processes are gone when the test ends."""
+    scene = Scene(tmp_path, database)
     yield scene
     scene.close()

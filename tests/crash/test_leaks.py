@@ -26,7 +26,7 @@ MOST_BLOCKS = 0.05
 def test_a_hundred_thousand_runs_leak_nothing(scene, capsys):
     """Each round has a worker of its own, which starts and stops."""
     scene.prepare()
-    process = scene.processes.start("crash_leaks.py", scene.database, ROUNDS, SIZE)
+    process = scene.processes.start("crash_leaks.py", scene.database.url, ROUNDS, SIZE)
     in_use = [json.loads(process.wait_for("in-use", count=number + 1, within_s=90)) for number in range(ROUNDS)]
     assert process.wait(LIMIT_S) == 0
 

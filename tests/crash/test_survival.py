@@ -43,9 +43,10 @@ def test_a_run_that_loses_more_workers_than_it_may_fail_ends_as_failed(scene):
     assert story.effects == ["failed"]
 
 
-def test_another_worker_notices_a_death_within_two_seconds(scene):
-    """A lock file tells death at once: nobody waits for the lease."""
+def test_another_worker_notices_a_death_in_time(scene):
+    """A lock tells death at once, a lock file's or an advisory one: nobody waits for the lease, but behind a pooler."""
     scene.prepare()
+    eventually(scene.database.tells_death)
     run_id = scene.run("hold", "return")
     first = scene.worker()
     begun = scene.wait_for_executions(run_id, 1)
@@ -56,7 +57,8 @@ def test_another_worker_notices_a_death_within_two_seconds(scene):
     again = scene.wait_for_executions(run_id, 2)
 
     assert again.pid == second.pid != begun.pid
-    assert again.at_us - killed_at_us <= 2_000_000
+    # On PostgreSQL the lock has to be free at two looks a second apart.
+    assert (again.at_us - killed_at_us) / 1e6 <= scene.database.death_shows_s
     scene.wait_until_complete()
     second.stop()
     scene.verdict()
@@ -162,7 +164,7 @@ def test_an_action_that_blocks_the_event_loop_past_the_lease_keeps_it(scene):
 def test_a_forked_child_of_a_process_with_an_open_app_works(scene, how, end):
     """It opens the database anew; what its parent has open goes on, and its parent's worker stays alive."""
     scene.prepare()
-    parent = scene.processes.start("crash_forks.py", scene.database, how, end)
+    parent = scene.processes.start("crash_forks.py", scene.database.url, how, end)
 
     assert parent.wait() == 0, parent.log.read_text()
     scene.started += parent.said("started")

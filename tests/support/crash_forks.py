@@ -17,12 +17,12 @@ CHILDREN = 3
 class ForkingProgram(Program):
     """A program whose App is used before and after a fork, by the parent and by its children."""
 
-    def __init__(self, database: Path) -> None:
-        super().__init__(database)
+    def __init__(self, database: str, folder: Path) -> None:
+        super().__init__(database, folder)
 
         @self.app.mutation(name="note")
         def note(ctx: MutationCtx, text: str) -> str:
-            ctx.db.execute("INSERT INTO orders (run_id) VALUES (?)", (text,))
+            ctx.db.execute(self.database.sql("INSERT INTO orders (run_id) VALUES (?)"), (text,))
             return text
 
         @self.app.action(name="echo")
@@ -64,8 +64,8 @@ class ForkingProgram(Program):
 
 def main() -> None:
     """Fork while everything is open and has been used; then go on using it."""
-    database, how, end = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    program = ForkingProgram(database)
+    database, how, end = sys.argv[1:]
+    program = ForkingProgram(database, Path.cwd())
     with program.app, program.app.worker(queues=["parent"]):
         program.use("parent")
         for number in range(CHILDREN):

@@ -3,26 +3,23 @@
 import argparse
 import contextlib
 import json
-import sqlite3
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from crash_program import Program, announce_workers, call, say
 
 from action_retrier import Success
 
-USERS_TIMEOUT_S = 30
-"""Of users' own connections: SQLite does not let those who wait have their turn in order."""
-
 
 class Hammer(Program):
     """A program that measures how long it waits for what."""
 
-    def __init__(self, database: Path) -> None:
-        super().__init__(database)
+    def __init__(self, database: str, folder: Path) -> None:
+        super().__init__(database, folder)
         self.count: Counter[str] = Counter()
         self.worst_s: defaultdict[str, float] = defaultdict(float)
 
@@ -41,13 +38,13 @@ class Hammer(Program):
         with self.measured("read"):
             self.retrier.status(self.app, run_id)
 
-    def order_one(self, connection: sqlite3.Connection) -> None:
+    def order_one(self, connection: Any) -> None:
         """Write an order and start a run for it, in a transaction of the user's own."""
         with self.measured("begin"):
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(self.database.begin)
         with self.measured("transaction"):
             (run_id,) = self.retrier.run_many(connection, [call("return", on_complete="record_shared")])
-            connection.execute("INSERT INTO orders (run_id) VALUES (?)", (run_id,))
+            connection.execute(self.database.sql("INSERT INTO orders (run_id) VALUES (?)"), (run_id,))
             connection.execute("COMMIT")
 
     def be_first(self) -> None:
@@ -60,8 +57,7 @@ class Hammer(Program):
     def hammer(self, role: str, seconds: float) -> None:
         """Do the same again and again."""
         end_at = time.monotonic() + seconds
-        connected = sqlite3.connect(self.database, isolation_level=None, timeout=USERS_TIMEOUT_S)
-        with contextlib.closing(connected) as connection:
+        with contextlib.closing(self.database.connect(begins_itself=False)) as connection:
             while time.monotonic() < end_at:
                 if role == "start":
                     self.start_one()
@@ -78,11 +74,11 @@ class Hammer(Program):
 def main() -> None:
     """Do as the command line says, when the test says so."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("database", type=Path)
+    arguments.add_argument("database", metavar="URL")
     arguments.add_argument("role", choices=["first", "start", "order", "work"])
     arguments.add_argument("--seconds", type=float, default=0)
     given = arguments.parse_args()
-    hammer = Hammer(given.database)
+    hammer = Hammer(given.database, Path.cwd())
     say("ready")
     sys.stdin.readline()
     if given.role == "first":

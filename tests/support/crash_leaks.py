@@ -18,8 +18,8 @@ THREADS_END_WITHIN_S = 15
 
 def main() -> None:
     """Execute runs in rounds; say what is in use after each."""
-    database, rounds, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    program = Program(database)
+    database, rounds, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    program = Program(database, Path.cwd())
     process = psutil.Process()
     with program.app:
         for _ in range(rounds):

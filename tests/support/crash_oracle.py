@@ -5,15 +5,14 @@ It believes three witnesses: the database, the table ``effects`` that callbacks 
 append to. A trigger records every change of a run in the transaction that makes it, so that no state goes unseen.
 """
 
-import contextlib
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crash_database import CrashDatabase
 from crash_witness import Line, read_log
 
 COMPLETED = {"succeeded", "failed", "canceled"}
@@ -26,26 +25,6 @@ LEGAL = {
     *(("running", state) for state in COMPLETED),
 }
 """Changes of state; none of these runs is started afresh by `retry`."""
-
-_WITNESSES = """
-CREATE TABLE IF NOT EXISTS effects (run_id TEXT NOT NULL, outcome TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS orders (run_id TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS crash_history (
-    number INTEGER PRIMARY KEY,
-    run_id TEXT NOT NULL,
-    old_state TEXT, old_attempt INTEGER, old_failures INTEGER, old_callback TEXT,
-    state TEXT, attempt INTEGER, failures INTEGER, callback TEXT
-);
-CREATE TRIGGER IF NOT EXISTS crash_changes AFTER UPDATE ON action_retrier_runs
-WHEN OLD.state <> NEW.state OR OLD.attempt <> NEW.attempt OR OLD.callback_state <> NEW.callback_state
-  OR OLD.failures <> NEW.failures
-BEGIN
-    INSERT INTO crash_history
-           (run_id, old_state, old_attempt, old_failures, old_callback, state, attempt, failures, callback)
-    VALUES (NEW.id, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state,
-            NEW.state, NEW.attempt, NEW.failures, NEW.callback_state);
-END;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,54 +48,43 @@ class Story:
         return sum(attempt["error_type"] == "WorkerLost" for attempt in self.attempts)
 
 
-@contextlib.contextmanager
-def connected(database: Path) -> Iterator[sqlite3.Connection]:
-    """Open the test's own connection, for the block."""
-    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
-        connection.row_factory = sqlite3.Row
-        yield connection
-
-
-def install_witnesses(database: Path) -> None:
-    """Create the tables and the trigger that the oracle believes; the library's tables must be there."""
-    with connected(database) as connection:
-        connection.executescript(_WITNESSES)
-
-
-def is_complete(database: Path, run_ids: Iterable[str]) -> bool:
+def is_complete(database: CrashDatabase, run_ids: Iterable[str]) -> bool:
     """Tell whether runs have ended and called back."""
-    with connected(database) as connection:
-        (count,) = connection.execute(
-            "SELECT count(*) FROM json_each(?) AS given LEFT JOIN action_retrier_runs AS r ON r.id = given.value"
+    with database.looking() as look:
+        count = look.value(
+            f"SELECT count(*) FROM {database.given} AS given"  # noqa: S608
+            " LEFT JOIN action_retrier_runs AS r ON r.id = given.value"
             " WHERE r.completed_at IS NULL OR r.callback_state = 'pending'",
-            (json.dumps(list(run_ids)),),
-        ).fetchone()
-    return count == 0
+            json.dumps(list(run_ids)),
+        )
+    return bool(count == 0)
 
 
-def is_quiet(database: Path) -> bool:
+def is_quiet(database: CrashDatabase) -> bool:
     """Tell whether every run there is has ended and called back; cheap, however many there are."""
-    with connected(database) as connection:
-        (count,) = connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'pending' AND losses = 0)"
-            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'pending' AND losses > 0)"
-            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE state = 'running')"
-            " + EXISTS (SELECT 1 FROM action_retrier_runs WHERE callback_state = 'pending')"
-        ).fetchone()
-    return count == 0
+    with database.looking() as look:
+        found = [
+            look.rows(f"SELECT 1 AS one FROM action_retrier_runs WHERE {condition} LIMIT 1")  # noqa: S608
+            for condition in (
+                "state = 'pending' AND losses = 0",
+                "state = 'pending' AND losses > 0",
+                "state = 'running'",
+                "callback_state = 'pending'",
+            )
+        ]
+    return not any(found)
 
 
-def tell_stories(database: Path) -> dict[str, Story]:
+def tell_stories(database: CrashDatabase, folder: Path) -> dict[str, Story]:
     """Read what happened to every run, from one state of the database."""
-    known = len(read_log(database.parent))
-    with connected(database) as connection:
-        connection.execute("BEGIN")
-        rows = _rows(connection, "SELECT * FROM action_retrier_runs ORDER BY id")
-        attempts = _by_run(_rows(connection, "SELECT * FROM action_retrier_attempts ORDER BY number"))
-        changes = _by_run(_rows(connection, "SELECT * FROM crash_history ORDER BY number"))
-        effects = _by_run(_rows(connection, "SELECT * FROM effects ORDER BY rowid"))
+    known = len(read_log(folder))
+    with database.looking() as look:
+        rows = look.rows("SELECT * FROM action_retrier_runs ORDER BY id")
+        attempts = _by_run(look.rows("SELECT * FROM action_retrier_attempts ORDER BY number"))
+        changes = _by_run(look.rows("SELECT * FROM crash_history ORDER BY number"))
+        effects = _by_run(look.rows("SELECT * FROM effects"))
     lines: dict[str, list[Line]] = defaultdict(list)
-    for number, line in enumerate(read_log(database.parent)):
+    for number, line in enumerate(read_log(folder)):
         # Processes go on: what began after the database was read may have been claimed after it too.
         if number < known or line.event != "begin":
             lines[line.run_id].append(line)
@@ -132,10 +100,6 @@ def tell_stories(database: Path) -> dict[str, Story]:
     }
 
 
-def _rows(connection: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.execute(query)]
-
-
 def _by_run(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -143,29 +107,29 @@ def _by_run(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return grouped
 
 
-def check(database: Path, acknowledged: Iterable[str], *, complete: bool = True) -> dict[str, Story]:
+def check(
+    database: CrashDatabase, folder: Path, acknowledged: Iterable[str], *, complete: bool = True
+) -> dict[str, Story]:
     """
     Assert every invariant, and return the runs' stories.
 
     Args:
-        database: Whose directory holds the log.
+        database: Where the runs are.
+        folder: Where the log is.
         acknowledged: Ids that were returned to whoever started the runs.
         complete: All runs must have ended. When not, what holds at any moment is checked.
     """
-    stories = tell_stories(database)
+    stories = tell_stories(database, folder)
     found = [f"{run_id}: lost" for run_id in acknowledged if run_id not in stories]
     for run_id, story in stories.items():
         problems = [*_states(story), *_attempts(story), *_executions(story), *_callback(story)]
         if complete:
             problems += _end(story)
         found += [f"{run_id}: {problem}" for problem in problems]
-    with connected(database) as connection:
-        (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
-        if verdict != "ok":
-            found.append(f"integrity_check: {verdict}")
-        if complete:
-            workers = connection.execute("SELECT id FROM action_retrier_workers")
-            found += [f"worker {row['id']} is left" for row in workers]
+    found += database.damage()
+    if complete:
+        with database.looking() as look:
+            found += [f"worker {row['id']} is left" for row in look.rows("SELECT id FROM action_retrier_workers")]
     assert not found, "\n".join(found)
     return stories
 

@@ -7,18 +7,24 @@ Nothing in the library knows of them: the program that is to die wraps the funct
 import contextlib
 import os
 import signal
-import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from action_retrier import _calls, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
-from action_retrier.drivers.sqlite import database, locks, writer
+from action_retrier.drivers import sqlite
+from action_retrier.drivers.postgres import database as postgres_database
+from action_retrier.drivers.postgres import session as postgres_session
+from action_retrier.drivers.postgres.leases import PostgresLeases
+from action_retrier.drivers.sqlite import database as sqlite_database
+from action_retrier.drivers.sqlite import locks, writer
 from action_retrier.drivers.sqlite.leases import SqliteLeases
 
 _wanted = ""
 _remaining = 0
-_armed: set[str] = set()
+_armed = threading.local()
+"""Whether the operation in question has written something, in the transaction that this thread has open."""
 
 
 def reach(point: str) -> None:
@@ -62,15 +68,17 @@ def install(point: str, nth: int = 1) -> None:
         _wrap(_execution.Executions, "begin", "begin")
     elif group == "renew":
         _wrap(SqliteLeases, "renew", "renew")
+        _wrap(PostgresLeases, "renew", "renew")
     elif group == "acquire":
         _wrap(SqliteLeases, "acquire", "acquire")
+        _wrap(PostgresLeases, "acquire", "acquire")
     elif group == "stamp":
         _wrap(locks.LockFile, "write", "stamp")
     elif group == "checkpoint":
         writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
         _wrap(writer.Writer, "_checkpoint", "checkpoint")
     elif group == "wal":
-        _wrap(database, "_switch_to_wal", "wal")
+        _wrap(sqlite_database, "_switch_to_wal", "wal")
     elif group == "migrate":
         _around_migration()
     elif group not in {"action", "callback", "own"}:  # those are in the functions themselves
@@ -98,32 +106,83 @@ def _around_operation(group: str) -> None:
         result = yield from operation(*args, **options)
         if has_written(result):
             reach(f"{group}.after_statement")
-            _armed.add(group)
+            _armed.yes = True
         return result
 
     setattr(module, attribute, wrapped)
-    transaction = writer.Writer._transaction
+    writer.Writer._transaction = _watched(writer.Writer._transaction, group)
+    sqlite.SqliteDatabase.transaction_sync = _watched(sqlite.SqliteDatabase.transaction_sync, group)
+    sqlite.SqliteDatabase.transaction = _watched_async(sqlite.SqliteDatabase.transaction, group)
+    for module in (postgres_database, postgres_session):
+        module.commit = _watched_commit(module.commit, group)
+    postgres_database.commit_async = _watched_commit_async(postgres_database.commit_async, group)
+
+
+def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
+    """Return a transaction that dies around its COMMIT, if something was written in it that matters."""
 
     @contextlib.contextmanager
-    def watched(self: writer.Writer) -> Iterator[sqlite3.Connection]:
-        with transaction(self) as connection:
-            yield connection
-            if group in _armed:
+    def watched(self: Any) -> Iterator[Any]:
+        with transaction(self) as opened:
+            yield opened
+            if _is_armed():
                 reach(f"{group}.before_commit")
-        if group in _armed:
+        if _is_armed():
             reach(f"{group}.after_commit")
 
-    writer.Writer._transaction = watched
+    return watched
+
+
+def _watched_async(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
+    @contextlib.asynccontextmanager
+    async def watched(self: Any) -> AsyncIterator[Any]:
+        async with transaction(self) as opened:
+            yield opened
+            if _is_armed():
+                reach(f"{group}.before_commit")
+        if _is_armed():
+            reach(f"{group}.after_commit")
+
+    return watched
+
+
+def _watched_commit(commit: Callable[..., None], group: str) -> Callable[..., None]:
+    def watched(*args: Any) -> None:
+        if _is_armed():
+            reach(f"{group}.before_commit")
+        commit(*args)
+        if _is_armed():
+            reach(f"{group}.after_commit")
+
+    return watched
+
+
+def _watched_commit_async(commit: Callable[..., Any], group: str) -> Callable[..., Any]:
+    async def watched(*args: Any) -> None:
+        if _is_armed():
+            reach(f"{group}.before_commit")
+        await commit(*args)
+        if _is_armed():
+            reach(f"{group}.after_commit")
+
+    return watched
+
+
+def _is_armed() -> bool:
+    return getattr(_armed, "yes", False)
 
 
 class _Statements:
     """A connection that dies before a statement."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def execute(self, *args: Any) -> sqlite3.Cursor:
-        reach("migrate.statement")
+    def execute(self, *args: Any) -> Any:
+        if args != ("COMMIT",):
+            reach("migrate.statement")
+        else:
+            reach("migrate.before_commit")
         return self._connection.execute(*args)
 
     def __getattr__(self, name: str) -> Any:
@@ -131,15 +190,19 @@ class _Statements:
 
 
 def _around_migration() -> None:
-    migrate, read_meta = database.migrate, database.read_meta
+    """Die in a migration, which ends its transaction itself on PostgreSQL, and leaves that to its caller on SQLite."""
+    for module in (postgres_database, sqlite_database):
+        _watch_migration(module, module.migrate, module.read_meta)
 
-    def watched_migrate(connection: sqlite3.Connection) -> None:
-        migrate(_Statements(connection))
-        reach("migrate.before_commit")
 
-    def watched_read_meta(connection: sqlite3.Connection, key: str) -> str | None:
+def _watch_migration(module: Any, migrate: Callable[..., Any], read_meta: Callable[..., Any]) -> None:
+    def watched_migrate(connection: Any, *schema: str) -> None:
+        migrate(_Statements(connection), *schema)
+        if module is sqlite_database:
+            reach("migrate.before_commit")
+
+    def watched_read_meta(*args: Any) -> Any:
         reach("migrate.after_commit")  # what `_set_up` does next
-        return read_meta(connection, key)
+        return read_meta(*args)
 
-    database.migrate = watched_migrate
-    database.read_meta = watched_read_meta
+    module.migrate, module.read_meta = watched_migrate, watched_read_meta

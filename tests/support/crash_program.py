@@ -9,15 +9,16 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import inspect
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import crash_points
+from crash_database import crash_database
 from crash_witness import Witness
 
 from action_retrier import (
@@ -33,7 +34,9 @@ from action_retrier import (
 )
 from action_retrier._incarnation import Incarnation
 from action_retrier._worker import Worker
-from action_retrier.drivers.sqlite import leases, writer
+from action_retrier.drivers.postgres import leases as postgres_leases
+from action_retrier.drivers.sqlite import leases as sqlite_leases
+from action_retrier.drivers.sqlite import writer
 
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
@@ -50,12 +53,12 @@ QUICK_POLICY: dict[str, Any] = {"initial_backoff_ms": 10, "max_backoff_ms": 100}
 
 
 class Program:
-    """An App on a database file, whose functions leave their traces in the file's directory."""
+    """An App on a database, whose functions leave their traces in a directory."""
 
-    def __init__(self, database: Path) -> None:
-        self.database = database
-        self.witness = Witness(database.parent)
-        self.app = App(f"sqlite:///{database}")
+    def __init__(self, database: str, folder: Path) -> None:
+        self.database = crash_database(database)
+        self.witness = Witness(folder)
+        self.app = App(database)
         self.retrier = SyncActionRetrier(self.app)
         self._register_actions()
         self._register_callbacks()
@@ -120,25 +123,38 @@ class Program:
     def _register_callbacks(self) -> None:
         @self.app.mutation(name="record")
         def record(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
-            self._record(ctx, run_id, result, context)
+            self._begin_callback(run_id)
+            ctx.db.execute(*self._effect(run_id, result))
+            self._end_callback(run_id, context)
 
         @self.app.mutation(name="record_async")
         async def record_async(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
-            self._record(ctx, run_id, result, context)
+            self._begin_callback(run_id)
+            executed = ctx.db.execute(*self._effect(run_id, result))
+            if inspect.isawaitable(executed):
+                await executed
+            self._end_callback(run_id, context)
 
         @self.app.mutation(name="record_shared", isolation="read committed")
         def record_shared(ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
-            self._record(ctx, run_id, result, context)
+            record(ctx, run_id, result, context)
 
-    def _record(self, ctx: MutationCtx, run_id: str, result: RunResult, context: list[str]) -> None:
+    def _begin_callback(self, run_id: str) -> None:
         self.witness.tell("callback", run_id)
         crash_points.reach("callback.begin")
-        ctx.db.execute("INSERT INTO effects (run_id, outcome) VALUES (?, ?)", (run_id, result.type))
+
+    def _effect(self, run_id: str, result: RunResult) -> tuple[str, tuple[str, str]]:
+        return self.database.sql("INSERT INTO effects (run_id, outcome) VALUES (?, ?)"), (run_id, result.type)
+
+    def _end_callback(self, run_id: str, context: list[str]) -> None:
         step = _item(context, self.witness.count(f"callback-{run_id}"))
         if step in LETHAL:
             LETHAL[step]()
         elif step == "raise":
             raise RuntimeError("told to raise")
+        elif step == "deaf":  # keeps its transaction open
+            while not self.released:
+                time.sleep(LOOK_S)
         crash_points.reach("callback.end")
 
     def start(self, calls: Iterable[Call]) -> list[str]:
@@ -147,9 +163,9 @@ class Program:
 
     def start_in_own_transaction(self, *script: str, **options: Any) -> str:
         """Start a run together with an order, in a transaction of the user's own."""
-        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+        with contextlib.closing(self.database.connect()) as connection:
             (run_id,) = self.retrier.run_many(connection, [call(*script, **options)])
-            connection.execute("INSERT INTO orders (run_id) VALUES (?)", (run_id,))
+            connection.execute(self.database.sql("INSERT INTO orders (run_id) VALUES (?)"), (run_id,))
             crash_points.reach("own.before_commit")
             connection.commit()
             crash_points.reach("own.after_commit")
@@ -212,15 +228,16 @@ def stop_while_claiming() -> None:
 
 def set_lease(lease_s: float) -> None:
     """Make leases shorter, in their usual proportions, to keep tests short."""
-    leases.LEASE_US = round(lease_s * 1_000_000)
-    leases.MARGIN_US = leases.LEASE_US // 5
+    for leases in (postgres_leases, sqlite_leases):
+        leases.LEASE_US = round(lease_s * 1_000_000)
+        leases.MARGIN_US = leases.LEASE_US // 5
     _leases.HEARTBEAT_S = lease_s * 0.3
 
 
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("database", type=Path)
+    arguments.add_argument("database", metavar="URL")
     arguments.add_argument("--die", metavar="POINT", default="")
     arguments.add_argument("--nth", type=int, default=1)
     arguments.add_argument("--lease-s", type=float)
@@ -247,7 +264,7 @@ def main() -> None:
         writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
     if given.die:
         crash_points.install(given.die, given.nth)
-    program = Program(given.database)
+    program = Program(given.database, Path.cwd())
     if given.mode == "worker":
         announce_workers()
         if given.stop_while_claiming:

@@ -1,10 +1,12 @@
 """Where a crash test takes place: a database with witnesses in it, processes around it, the oracle at the end."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import crash_oracle
+from crash_database import CrashDatabase
 from crash_processes import LIMIT_S, Process, Processes, eventually
 from crash_program import Program, call
 from crash_witness import Line, read_log
@@ -13,24 +15,28 @@ from action_retrier import Call
 
 
 class Scene:
-    """A directory with a database in it."""
+    """A directory, and a database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: CrashDatabase) -> None:
         self.folder = folder
-        self.database = folder / "app.db"
+        self.database = database
         self.processes = Processes(folder)
         self.started: list[str] = []
 
     def prepare(self) -> None:
         """Create the schema, and the witnesses."""
-        program = Program(self.database)
+        program = self.here()
         with program.app:
-            crash_oracle.install_witnesses(self.database)
+            self.database.install_witnesses()
         program.close()
+
+    def here(self) -> Program:
+        """Return the program for use in the test's own process."""
+        return Program(self.database.url, self.folder)
 
     def start(self, *calls: Call) -> list[str]:
         """Start runs, here."""
-        program = Program(self.database)
+        program = self.here()
         with program.app:
             run_ids = program.start(calls)
         program.close()
@@ -44,7 +50,7 @@ class Scene:
 
     def program(self, *arguments: object) -> Process:
         """Start the program in a process of its own; *arguments* follow the database."""
-        return self.processes.start("crash_program.py", self.database, *arguments)
+        return self.processes.start("crash_program.py", self.database.url, *arguments)
 
     def worker(self, *options: object, die: str = "", nth: int = 1, lease_s: float | None = None) -> Process:
         """Start a worker in a process of its own."""
@@ -65,31 +71,39 @@ class Scene:
 
     def row(self, run_id: str) -> dict[str, Any]:
         """Return a run's row."""
-        with crash_oracle.connected(self.database) as connection:
-            return dict(connection.execute("SELECT * FROM action_retrier_runs WHERE id = ?", (run_id,)).fetchone())
+        (row,) = self.rows("SELECT * FROM action_retrier_runs WHERE id = ?", run_id)
+        return row
+
+    def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
+        """Return what a query gives."""
+        with self.database.looking() as look:
+            return look.rows(query, *parameters)
 
     def count(self, query: str) -> int:
         """Return the number that a query gives."""
-        with crash_oracle.connected(self.database) as connection:
-            return int(connection.execute(query).fetchone()[0])
+        with self.database.looking() as look:
+            return int(look.value(query))
 
     def ids(self) -> list[str]:
         """Return the ids of all runs that there are."""
-        with crash_oracle.connected(self.database) as connection:
-            return [row["id"] for row in connection.execute("SELECT id FROM action_retrier_runs ORDER BY id")]
+        return [row["id"] for row in self.rows("SELECT id FROM action_retrier_runs ORDER BY id")]
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run, here."""
-        program = Program(self.database)
+        program = self.here()
         with program.app:
             assert program.retrier.cancel(program.app, run_id)
         program.close()
 
     def make_old(self, run_id: str) -> None:
         """Have a run completed before what retention keeps."""
-        with crash_oracle.connected(self.database) as connection:
-            connection.execute("UPDATE action_retrier_runs SET completed_at = 0 WHERE id = ?", (run_id,))
-            connection.commit()
+        with self.database.looking() as look:
+            look.write("UPDATE action_retrier_runs SET completed_at = 0 WHERE id = ?", run_id)
+
+    @staticmethod
+    def now_us() -> int:
+        """Return the instant as the log has it."""
+        return time.monotonic_ns() // 1000
 
     def release(self) -> None:
         """Let the deaf go on."""
@@ -119,7 +133,7 @@ class Scene:
 
     def finish(self) -> dict[str, crash_oracle.Story]:
         """Have a fresh worker finish everything, and ask the oracle."""
-        program = Program(self.database)
+        program = self.here()
         with program.app, program.app.worker():
             self.wait_until_complete()
             # It has also noticed every death, even of those who left no run behind.
@@ -129,11 +143,11 @@ class Scene:
 
     def verdict(self) -> dict[str, crash_oracle.Story]:
         """Ask the oracle, once all have ended."""
-        return crash_oracle.check(self.database, self.started)
+        return crash_oracle.check(self.database, self.folder, self.started)
 
     def check_halfway(self) -> dict[str, crash_oracle.Story]:
         """Ask the oracle for what holds at any moment."""
-        return crash_oracle.check(self.database, self.started, complete=False)
+        return crash_oracle.check(self.database, self.folder, self.started, complete=False)
 
     def are_complete(self, run_ids: Iterable[str]) -> bool:
         """Tell whether runs have ended and called back."""
@@ -142,3 +156,4 @@ class Scene:
     def close(self) -> None:
         """Leave no process behind."""
         self.processes.close()
+        self.database.close()

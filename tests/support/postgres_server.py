@@ -14,9 +14,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 
 URL_VARIABLE = "ACTION_RETRIER_TEST_POSTGRES_URL"
@@ -24,6 +25,7 @@ VERSION = 18
 LIMIT_S = 30
 _FOLDERS = {16: "pginstall", 18: "pginstall18"}
 _NOBODY = 65534
+_READY = "database system is ready to accept connections"
 
 
 @functools.cache
@@ -52,23 +54,49 @@ def _may_be_read_by_all(folder: Path) -> bool:
 class Server:
     """A server process and its directory."""
 
-    def __init__(self, folder: Path, version: int = VERSION, **settings: str) -> None:
+    def __init__(self, folder: Path, version: int = VERSION, *, under: Iterable[str] = (), **settings: str) -> None:
+        """
+        Make its directory.
+
+        Args:
+            folder: Where it lives.
+            version: Of PostgreSQL; 16 or 18.
+            under: What the server is started under, as root: on another host, for one. It is then reached from here
+                through its socket in *folder*, which is the same on all hosts.
+            settings: Of postgresql.conf.
+        """
         self.folder = folder
         self.version = version
         self.settings = settings
-        self.port = _free_port()
+        self.under = [*under]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(folder, _NOBODY, _NOBODY)
-        folder.chmod(0o700)
-        self.run(
-            "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N"
-        )
+        own(folder)
+
+    def create(self) -> None:
+        """Fill its directory with an empty database."""
+        where = ("-D", str(self.folder / "data"))
+        self.run("initdb", *where, "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N")
+
+    def copy(self, primary: "Server", name: str) -> None:
+        """Fill its directory with a copy of a running server, whose standby it will be under *name*."""
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"
+        self.run("pg_basebackup", "-D", str(self.folder / "data"), "-d", source, "-R", "-X", "stream", "-c", "fast")
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        if self.under:
+            return f"postgresql://postgres@/postgres?host={self.folder}&port={self.port}"
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, address: str) -> str:
+        """Return the URL at which it is reached from where it has that address."""
+        return f"postgresql://postgres@{address}:{self.port}/postgres"
+
+    def welcome(self, network: str, database: str = "all") -> None:
+        """Have it let in whoever comes from a network; before its start, or as of its next reload."""
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host {database} all {network} trust\n")
 
     @property
     def pid(self) -> int:
@@ -78,24 +106,19 @@ class Server:
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs, as the user that the server runs as."""
         subprocess.run(
-            [binaries(self.version) / program, *arguments],
+            [*as_nobody(), binaries(self.version) / program, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
-            **self._identity(),
         )
-
-    @staticmethod
-    def _identity() -> dict[str, int]:
-        return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}  # type: ignore[dict-item]
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         settings = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",
+            "unix_socket_directories": str(self.folder) if self.under else "",
             "max_connections": "200",
             "fsync": "off",  # no test here cuts the power
             **self.settings,
@@ -103,24 +126,63 @@ class Server:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
+                [*self.under, *as_nobody(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **self._identity(),
             )
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until it accepts connections."""
         give_up_at = time.monotonic() + LIMIT_S
         while True:
             try:
                 psycopg.connect(self.url, connect_timeout=2).close()
             except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
+                assert self._process is not None
+                assert self._process.poll() is None, self.log()
                 assert time.monotonic() < give_up_at
-                time.sleep(0.02)
+                time.sleep(0.005)
             else:
                 return
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        return (self.folder / "log").read_text("utf-8", "replace")
+
+    def crash(self) -> None:
+        """Kill one of its processes: all others end, and it recovers. Returns when it accepts connections."""
+        before = self.log().count(_READY)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            (victim,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        give_up_at = time.monotonic() + LIMIT_S
+        while self.log().count(_READY) == before:  # until it has noticed, it goes on answering
+            assert time.monotonic() < give_up_at, self.log()
+            time.sleep(0.005)
+        self.wait_until_it_answers()
+
+    def kill(self) -> None:
+        """End the server as a power cut does, all of its processes at once; it does not come back by itself."""
+        assert self._process is not None
+        parent = psutil.Process(self.pid)
+        everything = [*parent.children(recursive=True), parent]
+        parent.suspend()  # it must not look after the others
+        for one in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Stop it, and start it again on the same port."""
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """Stop it, if it runs, without waiting for its clients."""
@@ -134,17 +196,35 @@ class Server:
         self._process = None
 
 
-def _free_port() -> int:
+def as_nobody() -> list[str]:
+    """Return what a program is put under that refuses to run as root, if we are root."""
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+def own(folder: Path) -> None:
+    """Make a directory of whoever servers run as."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+    folder.chmod(0o700)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager
-def running_server(version: int = VERSION, **settings: str) -> Iterator[Server]:
+def running_server(
+    version: int = VERSION, *, under: Iterable[str] = (), welcome: str | None = None, **settings: str
+) -> Iterator[Server]:
     """Run a server for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(prefix="action-retrier-postgres-"))
-    server = Server(folder, version, **settings)
+    server = Server(folder, version, under=under, **settings)
+    server.create()
+    if welcome is not None:
+        server.welcome(welcome)
     try:
         server.start()
         yield server

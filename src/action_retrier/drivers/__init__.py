@@ -9,16 +9,32 @@ test, never an ``if`` on the dialect above.
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from .._clock import Clock
 from .._statements import Op, Rows
 
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
 T = TypeVar("T")
+Address: TypeAlias = "str | Engine | AsyncEngine"
+"""What leads to a database: a URL, or an engine of SQLAlchemy's."""
 Colour = Literal["async", "sync"]
 Isolation = Literal["serializable", "read committed"]
 IDLE_S = 10.0
 """How long user code may leave a transaction idle, unless it says how long it needs."""
+
+
+class Threads(Protocol):
+    """Threads that do what they are given."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run *call* in one of them."""
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Have one of them do *task*, which must not raise."""
 
 
 class Transaction(Protocol):
@@ -26,6 +42,10 @@ class Transaction(Protocol):
 
     def connection(self, colour: Colour) -> Any:
         """Return the driver's own connection, in that colour if it has several, as ``MutationCtx.db``."""
+
+    @property
+    def threads(self) -> "Threads | None":
+        """Where blocking user code has to run in it; None: in any thread."""
 
     @property
     def is_open(self) -> bool:
@@ -91,6 +111,9 @@ class Leases(Protocol):
     def acquire(self, worker: str) -> None:
         """Take the lease of a fresh worker id; before its row is written."""
 
+    def announce(self, worker: str) -> None:
+        """Tell the others by what they may know its end; once its row has been written."""
+
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
 
@@ -116,7 +139,8 @@ class Leases(Protocol):
 class Executor(Protocol):
     """A handle of the user's, checked: runs operations in the transaction that it holds."""
 
-    colour: Colour
+    colours: frozenset[Colour]
+    """In which it can be used."""
 
     @property
     def in_transaction(self) -> bool:
@@ -132,8 +156,10 @@ class Executor(Protocol):
 class Database(Protocol):
     """One database and one namespace's way to it."""
 
-    url: str
-    """As given, with the password masked."""
+    @property
+    def url(self) -> str:
+        """As given, with the password masked."""
+
     mutation_colours: frozenset[Colour]
     """Which colours of mutations it can serve."""
 
@@ -210,6 +236,9 @@ class Database(Protocol):
     def is_transient(self, error: BaseException) -> bool:
         """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
 
+    def in_user_thread(self) -> AbstractContextManager[None]:
+        """See, around user code in a thread of ours, to what it has opened there for the thread."""
+
     def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """
         Return what runs operations through the user's own *handle*; None if it is no such thing.
@@ -222,13 +251,21 @@ class Database(Protocol):
         """Check the database: (what, verdict, what was found and what to do)."""
 
 
-def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
+def open_database(url: Address, *, clock: Clock, auto_migrate: bool) -> Database:
     """
-    Return the database that *url* names; nothing is opened yet.
+    Return the database that *url* names, or that a SQLAlchemy engine leads to; nothing is opened yet.
 
     Raises:
-        ValueError: The URL names no database that this library can use.
+        ValueError: It is no database that this library can use.
     """
+    if not isinstance(url, str):
+        return _open_engine(url, clock=clock, auto_migrate=auto_migrate)
+    if url.startswith("django:"):
+        try:
+            from .django.database import DjangoDatabase  # noqa: PLC0415 - only the driver that is used is imported
+        except ImportError as error:
+            raise ValueError(f"database {url!r} needs Django: pip install 'action-retrier[django]'") from error
+        return DjangoDatabase(url, clock=clock, auto_migrate=auto_migrate)
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "sqlite":
         from .sqlite import SqliteDatabase  # noqa: PLC0415 - only the driver that is used is imported
@@ -245,12 +282,25 @@ def open_database(url: str, *, clock: Clock, auto_migrate: bool) -> Database:
     raise ValueError(f"database {mask_password(url)!r} is not a URL that this library knows: {_advice(url)}")
 
 
+def _open_engine(engine: object, *, clock: Clock, auto_migrate: bool) -> Database:
+    kinds = {base.__name__ for base in type(engine).__mro__ if base.__module__.startswith("sqlalchemy.")}
+    if "AsyncEngine" in kinds:
+        from .sqlalchemy.engine import AsyncEngineDatabase  # noqa: PLC0415 - only the driver that is used is imported
+
+        return AsyncEngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # known by its name
+    if "Engine" in kinds:
+        from .sqlalchemy.engine import EngineDatabase  # noqa: PLC0415 - as above
+
+        return EngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # known by its name
+    raise ValueError(
+        f"database must be a URL such as sqlite:///app.db, or a SQLAlchemy engine, not {type(engine).__name__}"
+    )
+
+
 def _advice(url: str) -> str:
     scheme = url.partition(":")[0]
-    if url.startswith("django:"):
-        return "Django's databases are not in this version; use sqlite:///FILE"
     if "+" in scheme and "://" in url:
-        return f"SQLAlchemy's {scheme} is not in this version; use sqlite:///FILE"
+        return f"pass SQLAlchemy's engine itself, App(engine), or a URL without +{scheme.partition('+')[2]}"
     if _BARE_PATH.fullmatch(url):
         return f"did you mean sqlite:///{url}?"
     return "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."

@@ -16,7 +16,8 @@ from ..._endings import Ending
 from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...errors import DatabaseUnavailable, SchemaMismatch
-from .. import IDLE_S, Colour, Isolation, mask_password
+from .. import IDLE_S, Colour, Executor, Isolation, mask_password
+from ..handle import find
 from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
 from .connection import (
     CALL_S,
@@ -32,6 +33,7 @@ from .connection import (
 )
 from .deadlines import deadlines
 from .guarded import AsyncUserConnection, UserConnection
+from .handle import find as find_raw
 from .leases import PostgresLeases
 from .line import Line
 from .listener import Listener
@@ -223,9 +225,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    await tell_async(connection, "ROLLBACK")
+                if transaction.is_open:  # else somebody's thread may still be using what has been abandoned
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        await tell_async(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -263,9 +266,10 @@ class PostgresDatabase:
             try:
                 yield transaction
             except BaseException:
-                transaction.is_open = False
-                with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                    tell(connection, "ROLLBACK")
+                if transaction.is_open:
+                    transaction.is_open = False
+                    with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
+                        tell(connection, "ROLLBACK")
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
@@ -294,11 +298,17 @@ class PostgresDatabase:
         if self._pid != os.getpid():
             await asyncio.to_thread(self.open)
 
-    def executor(self, handle: Any, *, writes: bool) -> Any:
+    def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """Return what runs operations through the user's own *handle*; None if it is no such thing."""
-        from .handle import find  # noqa: PLC0415
+        return find(handle, lambda raw: find_raw(raw, self._target, self, self._now_us, writes=writes), writes=writes)
 
-        return find(handle, self._target, self.installation, self._now_us, writes=writes)
+    def turn_to_write(self) -> contextlib.AbstractContextManager[None]:
+        """Return nothing to wait for: the server has as many writers as it likes."""
+        return contextlib.nullcontext()
+
+    def in_user_thread(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: user code has no connections of ours but those it is lent."""
+        return contextlib.nullcontext()
 
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""

@@ -56,7 +56,8 @@ class Deadlines:
         try:
             yield
         finally:
-            watch.ended = True
+            with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
+                watch.ended = True
 
     def _run(self) -> None:
         while True:

@@ -115,11 +115,17 @@ def _guard_of(cursor: Any) -> _Guard:
 class UserConnection(psycopg.Connection[Any]):
     """A blocking one."""
 
+    is_abandoned = False
+    """Some thread may still be using it. So nobody closes it: its descriptor would be given to the next connection."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
         self.own_threshold = self.prepare_threshold
         self.settle()
+
+    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
+        pass
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
@@ -144,11 +150,17 @@ class UserConnection(psycopg.Connection[Any]):
 class AsyncUserConnection(psycopg.AsyncConnection[Any]):
     """An async one."""
 
+    is_abandoned = False
+    """Some thread may still be using it. So nobody closes it: its descriptor would be given to the next connection."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
         self.own_threshold = self.prepare_threshold
         self.settle()
+
+    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
+        pass
 
     def settle(self) -> None:
         """Be as new for the next one: what user code has set on it was its own."""
@@ -182,6 +194,3 @@ class BlockingTwin(UserConnection):
         self._prepared = owner._prepared  # noqa: SLF001 - which statements the session has is known once, or not at all
         if isinstance(owner, AsyncUserConnection):
             self.guard = owner.guard
-
-    def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed
-        pass

@@ -1,58 +1,114 @@
-"""The user's own psycopg connection, with whatever transaction it holds."""
+"""The user's own connection to PostgreSQL, with whatever transaction it holds."""
 
+import asyncio
 import contextlib
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
-from ..._statements import Op, Rows, Statement, adrive, drive
+from ..._statements import Op, Rows, Statement
 from ...errors import InvalidContext
 from .. import Colour
-from .connection import AnyConnection, execute, execute_async, translated
+from ..handle import Control, Handle, libraries
+from .connection import AnyConnection, execute, execute_async, tell, tell_async, translated
+from .deadlines import cut
 from .urls import Target
 
-T = TypeVar("T")
+_known: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 
-_SAVEPOINT = "action_retrier_call"
-_known: "weakref.WeakKeyDictionary[AnyConnection, str]" = weakref.WeakKeyDictionary()
+
+class Home(Protocol):
+    """What a handle wants to know of the database that it should lead to."""
+
+    @property
+    def installation(self) -> str:
+        """The id by which it is told from others; opens it."""
 
 
 def find(
-    handle: object, target: Target, installation: str, now_us: Callable[[], int | None], *, writes: bool
-) -> "ConnectionHandle | None":
-    """Return what runs operations through *handle*; None if it is no connection of psycopg's."""
+    handle: object, target: Target, home: Home, now_us: Callable[[], int | None], *, writes: bool
+) -> "PostgresHandle | None":
+    """Return what runs operations through *handle*; None if it is no connection to PostgreSQL."""
     if isinstance(handle, psycopg.AsyncConnection | psycopg.Connection):
-        return ConnectionHandle(handle, target, installation, now_us, writes=writes)
+        return PsycopgHandle(handle, target, home, now_us, writes=writes)
+    if "asyncpg" in libraries(handle):
+        from .asyncpg_handle import AsyncpgHandle, is_connection  # noqa: PLC0415 - the user has imported the library
+
+        if is_connection(handle):
+            return AsyncpgHandle(handle, target, home, now_us, writes=writes)
     return None
 
 
-class ConnectionHandle:
-    """Runs operations on a connection of the user's; it commits, or does not, when the user does."""
+class PostgresHandle(Handle):
+    """What handles of either client library have."""
+
+    def __init__(self, target: Target, home: Home, now_us: Callable[[], int | None], *, writes: bool) -> None:
+        super().__init__(writes=writes)
+        self._target = target
+        self._home = home
+        self._now_us = now_us
+
+    def open(self) -> None:
+        """Open the database whose installation is compared with."""
+        _ = self._home.installation
+
+    async def open_async(self) -> None:
+        """Open the database whose installation is compared with; the first time that takes connections."""
+        if self.raw not in _known:
+            await asyncio.to_thread(self.open)
+
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the server says of itself into `DatabaseUnavailable`."""
+        return translated(self._target)
+
+    def begin(self) -> Op[None]:
+        """Check once for each connection that it leads to our database: that does not change."""
+        if _known.get(self.raw) == self._home.installation:
+            return
+        found = None
+        if (yield Statement("select_table", {"name": f"{self._target.schema}.meta"}))[0]["is_there"]:
+            found = (yield Statement("select_installation"))[0]["installation"]
+        if found != self._home.installation:
+            what = "in which this app has no tables" if found is None else "other than the app's"
+            raise InvalidContext(
+                problem=f"ctx is a connection to a database {what}",
+                remedy=f"pass a connection to {self._target.location}",
+            )
+        _known[self.raw] = self._home.installation
+
+
+class PsycopgHandle(PostgresHandle):
+    """A connection of psycopg's, of either colour."""
+
+    errors = (psycopg.Error,)
 
     def __init__(
         self,
         connection: AnyConnection,
         target: Target,
-        installation: str,
+        home: Home,
         now_us: Callable[[], int | None],
         *,
         writes: bool,
     ) -> None:
+        super().__init__(target, home, now_us, writes=writes)
         self._connection = connection
-        self._target = target
-        self._installation = installation
-        self._now_us = now_us
-        self._writes = writes
-        self.colour: Colour = "async" if isinstance(connection, psycopg.AsyncConnection) else "sync"
+        colour: Colour = "async" if isinstance(connection, psycopg.AsyncConnection) else "sync"
+        self.colours = frozenset({colour})
         self._check()
 
     def _check(self) -> None:
         connection, kind = self._connection, type(self._connection).__name__
         if connection.closed:
             raise InvalidContext(problem=f"ctx is a psycopg {kind} that is closed", remedy="pass one that is open")
+        if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+            raise InvalidContext(
+                problem=f"ctx is a psycopg {kind} in pipeline mode",
+                remedy="make the call outside of the pipeline block",
+            )
         match connection.info.transaction_status:
             case TransactionStatus.INERROR:
                 raise InvalidContext(
@@ -70,82 +126,38 @@ class ConnectionHandle:
             )
 
     @property
+    def raw(self) -> AnyConnection:
+        """The connection."""
+        return self._connection
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
         return self._connection.info.transaction_status == TransactionStatus.INTRANS
 
-    async def run(self, op: Op[T]) -> T:
-        """Run *op*; a write that raises leaves nothing behind."""
-        connection = self._connection
-        assert isinstance(connection, psycopg.AsyncConnection)
-
-        async def run(statement: Statement) -> Rows:
-            return await execute_async(connection, statement, self._target.schema, self._now_us())
-
-        with translated(self._target):
-            async with self._savepoint():
-                if not self._is_known:
-                    await adrive(self._identify(), run)
-                return await adrive(op, run)
-
-    def run_sync(self, op: Op[T]) -> T:
-        """Run *op*; a write that raises leaves nothing behind."""
-        connection = self._connection
-        assert isinstance(connection, psycopg.Connection)
-
-        def run(statement: Statement) -> Rows:
-            return execute(connection, statement, self._target.schema, self._now_us())
-
-        with translated(self._target), self._savepoint_sync():
-            if not self._is_known:
-                drive(self._identify(), run)
-            return drive(op, run)
-
     @property
-    def _is_known(self) -> bool:
-        """Whether this connection has been seen to lead to our database: that does not change."""
-        return _known.get(self._connection) == self._installation
+    def has_ended(self) -> bool:
+        """Whether a transaction that was open on it is no more; one that has failed still is."""
+        return self._connection.info.transaction_status == TransactionStatus.IDLE
 
-    def _identify(self) -> Op[None]:
-        found = None
-        if (yield Statement("select_table", {"name": f"{self._target.schema}.meta"}))[0]["is_there"]:
-            found = (yield Statement("select_installation"))[0]["installation"]
-        if found != self._installation:
-            what = "in which this app has no tables" if found is None else "other than the app's"
-            raise InvalidContext(
-                problem=f"ctx is a connection to a database {what}",
-                remedy=f"pass a connection to {self._target.location}",
-            )
-        _known[self._connection] = self._installation
+    def cut(self) -> None:
+        """Shut its socket down; the server rolls back."""
+        cut(self._connection)
 
-    @contextlib.asynccontextmanager
-    async def _savepoint(self) -> AsyncIterator[None]:
-        connection = self._connection
-        assert isinstance(connection, psycopg.AsyncConnection)
-        if not self._writes:
-            yield
-            return
-        await connection.execute(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            yield
-        except BaseException:
-            if not connection.closed:
-                await connection.execute(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
-            raise
-        await connection.execute(f"RELEASE {_SAVEPOINT}")
-
-    @contextlib.contextmanager
-    def _savepoint_sync(self) -> Iterator[None]:
+    def execute(self, statement: Statement) -> Rows:
+        """Run one statement on a cursor of our own."""
         connection = self._connection
         assert isinstance(connection, psycopg.Connection)
-        if not self._writes:
-            yield
-            return
-        connection.execute(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            yield
-        except BaseException:
-            if not connection.closed:
-                connection.execute(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
-            raise
-        connection.execute(f"RELEASE {_SAVEPOINT}")
+        if isinstance(statement, Control):
+            tell(connection, statement.name)
+            return []
+        return execute(connection, statement, self._target.schema, self._now_us())
+
+    async def execute_async(self, statement: Statement) -> Rows:
+        """Run one statement on a cursor of our own."""
+        connection = self._connection
+        assert isinstance(connection, psycopg.AsyncConnection)
+        if isinstance(statement, Control):
+            await tell_async(connection, statement.name)
+            return []
+        return await execute_async(connection, statement, self._target.schema, self._now_us())

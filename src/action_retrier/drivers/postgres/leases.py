@@ -45,6 +45,10 @@ class PostgresLeases:
         self._line.lock(lock_key(worker))
         self._renewed[worker] = self._unbroken_since[worker] = boot_time_us()
 
+    def announce(self, worker: str) -> None:
+        """Have the row say that there is a lock to look at: else a death in the first seconds costs a whole lease."""
+        self.renew(worker)
+
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it

@@ -110,9 +110,14 @@ class Pool:
 
 def _discard(connection: UserConnection | AsyncUserConnection) -> None:
     """Close a connection of either colour, at once and wherever: its event loop may not run any more."""
-    with contextlib.suppress(psycopg.Error, OSError):
-        connection.pgconn.finish()
+    if not connection.is_abandoned:
+        with contextlib.suppress(psycopg.Error, OSError):
+            connection.pgconn.finish()
 
 
 def _is_sound(connection: UserConnection | AsyncUserConnection) -> bool:
-    return not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE
+    return (
+        not connection.is_abandoned
+        and not connection.closed
+        and connection.info.transaction_status == TransactionStatus.IDLE
+    )

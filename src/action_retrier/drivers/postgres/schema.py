@@ -9,10 +9,12 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from ...config import logger
 from ...errors import SchemaMismatch
 
 _LOCK = 0x6163_7472_6574_7279  # "actretry": whoever migrates holds it
-_EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+# Not to_regclass: it believes what its session knew before it waited for another one that made the tables.
+_EXISTS = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = %s AND tablename = 'meta')"
 
 
 @cache
@@ -30,7 +32,7 @@ def newest_version() -> int:
 def read_meta(connection: psycopg.Connection[Any], schema: str, key: str) -> str | None:
     """Return what the database says about itself; None before there is a schema. Never raises for its absence."""
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        exists = cursor.execute(_EXISTS, (f"{schema}.meta",)).fetchone()
+        exists = cursor.execute(_EXISTS, (schema,)).fetchone()
         if exists is None or not exists[0]:
             return None
         text = sql.SQL("SELECT value FROM {}.meta WHERE key = %s").format(sql.Identifier(schema))
@@ -70,6 +72,8 @@ def migrate(connection: psycopg.Connection[Any], schema: str) -> None:
             if not connection.closed:
                 connection.execute("ROLLBACK")
             raise
+        if found == newest_version() - 1:
+            logger.info("schema version %d is in place", newest_version())
         if found >= newest_version() - 1:
             return
 

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # User code must not be able to release it by name.
 _SAVEPOINT = f"action_retrier_{secrets.token_hex(8)}"
+# Another name: what undoes a savepoint around user code must not stop at the mark that the code has left.
+_MARK = f"action_retrier_{secrets.token_hex(8)}"
 
 
 class PostgresTransaction:
@@ -43,6 +45,8 @@ class PostgresTransaction:
         self._twin: BlockingTwin | None = None
         self.is_open = True
 
+    threads = None  # user code may run in any
+
     def connection(self, colour: Colour) -> Any:
         """
         Return the connection in the colour of who uses it.
@@ -59,6 +63,7 @@ class PostgresTransaction:
     def abandon(self) -> None:
         """Take the connection away from user code that does not return; the server rolls back."""
         self.is_open = False
+        self._connection.is_abandoned = True
         cut(self._connection)
 
     def _settle(self) -> None:
@@ -130,19 +135,12 @@ class PostgresTransaction:
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
         self._settle()
-        await self._tell(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            with self._guarded():
-                yield
-        except BaseException:
-            # Left where it is, it would be taken for the one around it, which has the same name.
-            if self.is_open and not self._connection.closed:
-                with _smuggled():
-                    await self._tell(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
-            raise
+        await self._tell(f"SAVEPOINT {_MARK}")
+        with self._guarded():
+            yield
         if self.is_open:
             with _smuggled():
-                await self._tell(f"RELEASE {_SAVEPOINT}")
+                await self._tell(f"RELEASE {_MARK}")
 
     # Blocking.
 
@@ -176,19 +174,12 @@ class PostgresTransaction:
     def user_code_sync(self) -> Iterator[None]:
         """Guard a stretch in which user code holds the connection."""
         self._settle()
-        self._tell_sync(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            with self._guarded():
-                yield
-        except BaseException:
-            # Left where it is, it would be taken for the one around it, which has the same name.
-            if self.is_open and not self._connection.closed:
-                with _smuggled():
-                    self._tell_sync(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
-            raise
+        self._tell_sync(f"SAVEPOINT {_MARK}")
+        with self._guarded():
+            yield
         if self.is_open:
             with _smuggled():
-                self._tell_sync(f"RELEASE {_SAVEPOINT}")
+                self._tell_sync(f"RELEASE {_MARK}")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -41,6 +41,12 @@ def sql(name: str) -> str:
 @cache
 def _parameters(name: str) -> frozenset[str]:
     return frozenset(re.findall(r":(\w+)", re.sub(r"--.*", "", sql(name))))
+
+
+def given(statement: Statement, now_us: int) -> dict[str, Any]:
+    """Return what a statement is sent with."""
+    told = statement.parameters
+    return {name: told.get(name, now_us) if name == "now" else told[name] for name in _parameters(statement.name)}
 
 
 def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection:
@@ -100,16 +106,13 @@ def execute(connection: sqlite3.Connection, statement: Statement, now_us: int) -
     Raises:
         sqlite3.Error: As it is; `translated` makes it one of ours.
     """
-    given: Mapping[str, Any] = statement.parameters
-    wanted = _parameters(statement.name)
-    parameters = {name: given.get(name, now_us) if name == "now" else given[name] for name in wanted}
     cursor = connection.cursor()
     cursor.row_factory = None
     text_factory = connection.text_factory
     if text_factory is not str:
         connection.text_factory = str
     try:
-        found = cursor.execute(sql(statement.name), parameters).fetchall()
+        found = cursor.execute(sql(statement.name), given(statement, now_us)).fetchall()
         if cursor.description is None or not found:
             return []
         names = [column[0] for column in cursor.description]

@@ -17,10 +17,11 @@ from ..._statements import Op, drive
 from ..._threads import DaemonThreads
 from ...config import logger
 from ...errors import DatabaseUnavailable, SchemaMismatch
-from .. import IDLE_S, Colour, Isolation
+from .. import IDLE_S, Colour, Executor, Isolation
+from ..handle import find
 from .changes import SqliteChanges
 from .connection import OLDEST_SQLITE, connect, execute, translated
-from .handle import ConnectionHandle
+from .handle import find as find_raw
 from .leases import SqliteLeases
 from .locks import lock_file, used_lock_file
 from .schema import found_version, migrate, newest_version, read_meta, script
@@ -278,13 +279,35 @@ class SqliteDatabase:
         assert self._writer is not None
         return self._writer
 
-    def executor(self, handle: Any, *, writes: bool) -> ConnectionHandle | None:
+    @contextlib.contextmanager
+    def turn_to_write(self) -> Iterator[None]:
+        """Queue with other writers for a transaction on a connection that is not ours."""
+        with used_lock_file(self._gate):
+            gate = lock_file(self._gate)
+            gate.acquire()
+            try:
+                with self._users.using():
+                    yield
+            finally:
+                gate.release()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def known_installation(self) -> str | None:
+        """The installation's id, without opening it: the user's handle may hold the only lock."""
+        return self._installation
+
+    def executor(self, handle: Any, *, writes: bool) -> Executor | None:
         """Return what runs operations through the user's own *handle*; None if it is no such thing."""
-        if not isinstance(handle, sqlite3.Connection):
-            return None
-        return ConnectionHandle(
-            handle, path=self._path, installation=self._installation, clock=self._clock, writes=writes
-        )
+        return find(handle, lambda raw: find_raw(raw, self, self._clock, writes=writes), writes=writes)
+
+    def in_user_thread(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: user code has no connections of ours but those it is lent."""
+        return contextlib.nullcontext()
 
     def diagnose(self) -> Sequence[tuple[str, Literal["ok", "warning", "error"], str]]:
         """Check the database: (what, verdict, what was found and what to do)."""

@@ -1,134 +1,202 @@
-"""The user's own ``sqlite3.Connection``, with whatever transaction it holds."""
+"""The user's own connection to SQLite, with whatever transaction it holds."""
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from abc import abstractmethod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..._clock import Clock
 from ..._statements import Op, Rows, Statement, drive
 from ...errors import InvalidContext
 from .. import Colour
+from ..handle import Control, Handle, libraries
 from .connection import execute, is_open, translated
-from .schema import found_version, migrate, newest_version, read_meta
+from .schema import migrate, migration_texts, newest_version, refuse_newer
+from .transaction import expel
 
 T = TypeVar("T")
 
-_SAVEPOINT = "action_retrier_call"
+LEGACY = -1
+"""Of the attribute ``autocommit``, which Python 3.12 brought: transactions are begun as `isolation_level` says."""
 
 
-class ConnectionHandle:
-    """Runs operations on a connection of the user's; it commits, or does not, when the user does."""
+class Home(Protocol):
+    """What a handle wants to know of the database that it should lead to."""
 
-    colour: Colour = "sync"
+    @property
+    def path(self) -> Path:
+        """The file."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, *, path: Path, installation: str | None, clock: Clock, writes: bool
-    ) -> None:
-        self._connection = connection
-        self._path = path
+    @property
+    def known_installation(self) -> str | None:
+        """The id by which it is told from others; None before it has been opened here."""
+
+
+def find(handle: object, home: Home, clock: Clock, *, writes: bool) -> "SqliteHandle | None":
+    """Return what runs operations through *handle*; None if it is no connection to SQLite."""
+    if isinstance(handle, sqlite3.Connection):
+        return ConnectionHandle(handle, home, clock, writes=writes)
+    if "aiosqlite" in libraries(handle):
+        from .aiosqlite_handle import AiosqliteHandle, is_connection  # noqa: PLC0415 - the user has imported the library
+
+        if is_connection(handle):
+            return AiosqliteHandle(handle, home, clock, writes=writes)
+    return None
+
+
+class SqliteHandle(Handle):
+    """What handles of either client library have."""
+
+    errors = (sqlite3.Error,)
+    kind: str
+    """What it is called in errors."""
+
+    def __init__(self, home: Home, clock: Clock, *, writes: bool) -> None:
+        super().__init__(writes=writes)
+        self._home = home
         self._clock = clock
         self._is_empty = False  # there are no tables yet
+        self._has_begun = False
+
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what SQLite says of the database into `DatabaseUnavailable`."""
+        return translated(self._home.path)
+
+    @property
+    def _is_guarded(self) -> bool:
+        return self.in_transaction  # a read, too, is undone: one of several statements sees one state
+
+    @property
+    @abstractmethod
+    def begins(self) -> str:
+        """How transactions are begun: ``explicitly`` (autocommit), ``implicitly``, or ``always`` (one is open)."""
+
+    @property
+    def begins_with_savepoint(self) -> bool:
+        """Whether a savepoint that comes first is a transaction of its own, which its release commits."""
+        return self.begins != "always"
+
+    def begin(self) -> Op[None]:
+        """Check that it leads to our database, and begin what the user has not begun yet, as a writer."""
+        if self._has_begun:
+            return
+        home = self._home
+        is_there = (yield Statement("select_table", {"name": "action_retrier_meta"}))[0]["is_there"]
+        if is_there and self._writes and self.in_transaction:
+            yield Statement("take_write_lock")
+        meta = {row["key"]: row["value"] for row in (yield Statement("select_meta"))} if is_there else {}
+        found, expected = meta.get("installation"), home.known_installation
+        if found is not None and (expected != found if expected is not None else not (yield from self._is_our_file())):
+            raise InvalidContext(
+                problem="ctx is a connection to another database than the app's",
+                remedy=f"pass a connection to {home.path}",
+            )
+        if found is None and (expected is not None or not (yield from self._is_our_file())):
+            raise InvalidContext(
+                problem="ctx is a connection to a database in which this app has no tables",
+                remedy=f"pass a connection to {home.path}",
+            )
+        version = int(meta.get("version", 0))
+        refuse_newer(version)
+        if found is not None and version < newest_version():
+            raise InvalidContext(
+                problem="the tables that ctx leads to are of an older version",
+                remedy="open the app, or run `action-retrier migrate`, before the transaction begins",
+            )
+        self._is_empty = found is None and not self._writes
+        if self._writes:
+            yield from self._begin_as_writer()
+            # The very first use of this database: the tables are made in the user's transaction,
+            # which may hold the only lock there is, and go with it if it is rolled back.
+            for text in migration_texts() if found is None else ():
+                yield Control(text)
+        self._has_begun = True
+
+    def _is_our_file(self) -> Op[bool]:
+        name = (yield Statement("select_file"))[0]["file"]
+        with contextlib.suppress(OSError):
+            return bool(name) and Path(name).samefile(self._home.path)
+        return False
+
+    def _begin_as_writer(self) -> Op[None]:
+        if self.in_transaction:
+            return
+        if self.begins == "explicitly":
+            raise InvalidContext(
+                problem=f"ctx is {self.kind} in autocommit mode with no transaction open",
+                remedy="begin one first (BEGIN IMMEDIATE), or pass the app to have the call commit by itself",
+            )
+        yield Control("BEGIN IMMEDIATE")
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind."""
+        return await super().run(self._on_an_empty_schema(op))
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind."""
+        return super().run_sync(self._on_an_empty_schema(op))
+
+    def _on_an_empty_schema(self, op: Op[T]) -> Op[T]:
+        """Let a read before there are tables find what an empty schema has: it is no reason to write."""
+        if not self._is_empty:
+            return (yield from op)
+        with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+            migrate(empty)
+            return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()))
+
+
+class ConnectionHandle(SqliteHandle):
+    """The standard library's ``sqlite3.Connection``; it has no colour of its own."""
+
+    colours: frozenset[Colour] = frozenset({"async", "sync"})
+    kind = "a sqlite3.Connection"
+
+    def __init__(self, connection: sqlite3.Connection, home: Home, clock: Clock, *, writes: bool) -> None:
+        super().__init__(home, clock, writes=writes)
+        self._connection = connection
         if not is_open(connection):
-            raise InvalidContext(problem="ctx is a sqlite3.Connection that is closed", remedy="pass one that is open")
+            raise InvalidContext(problem=f"ctx is {self.kind} that is closed", remedy="pass one that is open")
         try:
-            with translated(path):
-                self._check_database(installation, writes=writes)
-                if writes:
-                    self._begin()
+            with translated(home.path):
+                drive(self.begin(), self.execute)
         except sqlite3.ProgrammingError as error:
             # Used in another thread than the one it was made in, for instance.
             raise InvalidContext(
-                problem=f"ctx is a sqlite3.Connection that cannot be used here ({error})",
+                problem=f"ctx is {self.kind} that cannot be used here ({error})",
                 remedy="make the call where the connection may be used",
             ) from error
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The connection."""
+        return self._connection
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
         return self._connection.in_transaction
 
-    def _check_database(self, installation: str | None, *, writes: bool) -> None:
-        found = read_meta(self._connection, "installation")
-        if found is not None and (not self._is_our_file() if installation is None else found != installation):
-            raise InvalidContext(
-                problem="ctx is a connection to another database than the app's",
-                remedy=f"pass a connection to {self._path}",
-            )
-        if found is None and (installation is not None or not self._is_our_file()):
-            raise InvalidContext(
-                problem="ctx is a connection to a database in which this app has no tables",
-                remedy=f"pass a connection to {self._path}",
-            )
-        if found is None and writes:
-            # The very first use of this database. The tables are made in the user's transaction,
-            # which may hold the only lock there is, and go with it if it is rolled back.
-            self._begin()
-            migrate(self._connection)
-        elif found is None:
-            self._is_empty = True
-        elif found_version(self._connection) < newest_version():
-            raise InvalidContext(
-                problem="the tables that ctx leads to are of an older version",
-                remedy="open the app, or run `action-retrier migrate`, before the transaction begins",
-            )
+    @property
+    def begins(self) -> str:
+        """How transactions are begun."""
+        return how_it_begins(self._connection)
 
-    def _is_our_file(self) -> bool:
-        cursor = self._connection.cursor()
-        cursor.row_factory = None
-        try:
-            files = [row[2] for row in cursor.execute("PRAGMA database_list").fetchall() if row[1] in {"main", b"main"}]
-        finally:
-            cursor.close()
-        name = files[0].decode() if files and isinstance(files[0], bytes) else (files[0] if files else "")
-        with contextlib.suppress(OSError):
-            return bool(name) and Path(name).samefile(self._path)
-        return False
+    def cut(self) -> None:
+        """Roll it back, whoever is using it, and allow them nothing more."""
+        expel(self._connection)
 
-    def _begin(self) -> None:
-        """Begin what the user has not begun yet, the way that is allowed to write."""
-        connection = self._connection
-        if connection.in_transaction:
-            return
-        # Python 3.12 has an attribute for it; before, and by default, an isolation level of None means autocommit.
-        autocommit = getattr(connection, "autocommit", -1)
-        if autocommit is True or (autocommit == -1 and connection.isolation_level is None):
-            raise InvalidContext(
-                problem="ctx is a sqlite3.Connection in autocommit mode with no transaction open",
-                remedy="begin one first (BEGIN IMMEDIATE), or pass the app to have the call commit by itself",
-            )
-        connection.execute("BEGIN IMMEDIATE")
-
-    async def run(self, op: Op[T]) -> T:
-        """Run *op*, here: a sqlite3.Connection has no other colour."""
-        return self.run_sync(op)
-
-    def run_sync(self, op: Op[T]) -> T:
-        """Run *op*; a write that raises leaves nothing behind."""
-        if self._is_empty:
-            # Nothing has been started yet, and a read is no reason to write: it finds what an empty schema has.
-            with contextlib.closing(sqlite3.connect(":memory:")) as empty:
-                migrate(empty)
-                return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()))
-        with translated(self._path), self._savepoint():
-            return drive(op, self._execute)
-
-    def _execute(self, statement: Statement) -> Rows:
+    def execute(self, statement: Statement) -> Rows:
+        """Run one statement on a cursor of our own."""
+        if isinstance(statement, Control):
+            self._connection.execute(statement.name)
+            return []
         return execute(self._connection, statement, self._clock.now_us())
 
-    @contextlib.contextmanager
-    def _savepoint(self) -> Iterator[None]:
-        connection = self._connection
-        if not connection.in_transaction:  # a read in autocommit mode
-            yield
-            return
-        connection.execute(f"SAVEPOINT {_SAVEPOINT}")
-        try:
-            yield
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute(f"ROLLBACK TO {_SAVEPOINT}")
-                connection.execute(f"RELEASE {_SAVEPOINT}")
-            raise
-        connection.execute(f"RELEASE {_SAVEPOINT}")
+
+def how_it_begins(connection: Any) -> str:
+    """Return how Python begins transactions on a connection: explicitly, implicitly, or always."""
+    autocommit = getattr(connection, "autocommit", LEGACY)
+    if autocommit != LEGACY:
+        return "explicitly" if autocommit else "always"
+    return "explicitly" if connection.isolation_level is None else "implicitly"

@@ -48,6 +48,9 @@ class SqliteLeases:
         file.write(f"{now:020d}")
         _renewed[worker] = self._unbroken_since[worker] = now
 
+    def announce(self, worker: str) -> None:
+        """The lock file says all."""
+
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         file = lock_file(self._path(worker))

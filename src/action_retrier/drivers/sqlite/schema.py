@@ -47,11 +47,16 @@ def found_version(connection: sqlite3.Connection) -> int:
             migrations only expand, so yesterday's workers run on today's schema.
     """
     found = int(read_meta(connection, "version") or 0)
+    refuse_newer(found)
+    return found
+
+
+def refuse_newer(found: int) -> None:
+    """Raise `SchemaMismatch` for a version that is more than one ahead."""
     if found > newest_version() + 1:
         raise SchemaMismatch(
             found=found, needed=newest_version(), remedy="upgrade action-retrier here: this code is too old for it"
         )
-    return found
 
 
 _WRITE_VERSION = (
@@ -70,12 +75,16 @@ def migrate(connection: sqlite3.Connection) -> None:
     The version is written in the same transaction, so that a process that dies here leaves
     the schema as it was.
     """
-    found = found_version(connection)
+    for statement in migration_texts(found_version(connection)):
+        connection.execute(statement)
+
+
+def migration_texts(found: int = 0) -> list[str]:
+    """Return the statements that bring the schema up to date from version *found*, in their order."""
+    texts: list[str] = []
     for number, text in enumerate(migrations()[found:], found + 1):
-        for statement in split(text):
-            connection.execute(statement)
-        connection.execute(_WRITE_VERSION.format(version="?"), (str(number),))
-    connection.execute(_WRITE_INSTALLATION.format(installation="?"), (str(uuid.uuid4()),))
+        texts += [*split(text), _WRITE_VERSION.format(version=f"'{number}'")]
+    return [*texts, _WRITE_INSTALLATION.format(installation=f"'{uuid.uuid4()}'")]
 
 
 def script() -> str:

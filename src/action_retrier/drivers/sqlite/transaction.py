@@ -104,17 +104,22 @@ class Guard:
     def expel(self) -> None:
         """Allow nothing more to whoever still holds the connection, and end the transaction."""
         self._attempts = None
-        for _ in range(_EXPEL_TRIES):
-            self._connection.interrupt()
-            try:
-                self._connection.rollback()
-            except sqlite3.OperationalError:
-                # The statement that was interrupted has not ended yet, and ours went with it.
-                time.sleep(_EXPEL_PAUSE_S)
-            else:
-                break
-        # A new authorizer also expires the statements that are compiled already.
-        self._connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+        expel(self._connection)
+
+
+def expel(connection: sqlite3.Connection) -> None:
+    """End the transaction on *connection*, and allow nothing more to whoever still holds it."""
+    for _ in range(_EXPEL_TRIES):
+        connection.interrupt()
+        try:
+            connection.rollback()
+        except sqlite3.OperationalError:
+            # The statement that was interrupted has not ended yet, and ours went with it.
+            time.sleep(_EXPEL_PAUSE_S)
+        else:
+            break
+    # A new authorizer also expires the statements that are compiled already.
+    connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 
 
 class SqliteTransaction:
@@ -170,6 +175,8 @@ class SqliteTransaction:
     def _execute_now(self, statement: Statement) -> Rows:
         with translated(self._path):
             return execute(self._connection, statement, self._clock.now_us())
+
+    threads = None  # user code may run in any
 
     def connection(self, colour: Colour) -> sqlite3.Connection:  # noqa: ARG002 - it has one
         """Return the writing connection."""

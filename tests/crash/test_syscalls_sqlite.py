@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 
-import crash_oracle
 import pytest
 from crash_processes import eventually
 from crash_program import call
@@ -41,7 +40,7 @@ def killed_at(system_call, nth):
     ],
 )
 def test_a_new_database_is_whole_or_empty_when_its_process_dies_at(scene, system_call, nth):
-    process = scene.processes.start("crash_program.py", scene.database, "open", under=killed_at(system_call, nth))
+    process = scene.processes.start("crash_program.py", scene.database.url, "open", under=killed_at(system_call, nth))
 
     assert process.wait() == -signal.SIGKILL
     scene.prepare()
@@ -65,11 +64,11 @@ def test_runs_survive_a_worker_that_dies_at(scene, system_call, nth, checkpoints
     always = ["--checkpoint-always"] if checkpoints == "always" else []
 
     worker = scene.processes.start(
-        "crash_program.py", scene.database, *always, "worker", under=killed_at(system_call, nth)
+        "crash_program.py", scene.database.url, *always, "worker", under=killed_at(system_call, nth)
     )
     eventually(lambda: not worker.is_running or scene.are_complete(scene.started), what="it died, or did it all")
     worker.kill()
-    crash_oracle.check(scene.database, scene.started, complete=False)
+    scene.check_halfway()
     stories = scene.finish()
 
     assert {story.row["state"] for story in stories.values()} == {"succeeded"}

@@ -1,0 +1,155 @@
+"""
+Users' own handles: what holds the transaction in which a call is to happen.
+
+A driver knows the connections of its client libraries; what lies around those (an ORM's session, a
+framework's connection) is unwrapped by the library's own package here. None of them is imported
+unless the user has made something of it.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from .._statements import Op, Rows, Statement, adrive, drive
+from . import Colour, Executor
+
+T = TypeVar("T")
+
+
+class Control(Statement):
+    """Transaction control, which is its own text and has no rows."""
+
+
+SAVEPOINT = Control("SAVEPOINT action_retrier_call")
+ROLLBACK_TO = Control("ROLLBACK TO SAVEPOINT action_retrier_call")
+RELEASE = Control("RELEASE SAVEPOINT action_retrier_call")
+
+
+class Handle(ABC):
+    """Runs operations on a connection of the user's; it commits, or does not, when the user does."""
+
+    colours: frozenset[Colour]
+    """Which retriers may use it."""
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What the client library raises."""
+
+    def __init__(self, *, writes: bool) -> None:
+        self._writes = writes
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on it."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a transaction that was open on it is no more; one that has failed still is."""
+        return not self.in_transaction
+
+    @property
+    @abstractmethod
+    def raw(self) -> Any:
+        """The driver's own connection."""
+
+    @abstractmethod
+    def begin(self) -> Op[None]:
+        """
+        Check that it leads to our database, and begin what the user has not begun yet.
+
+        Raises:
+            InvalidContext: It cannot hold the transaction.
+        """
+
+    @abstractmethod
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the client says of the database, not of a statement, into one of our errors."""
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Have the transaction rolled back, and whoever still uses the connection fail."""
+
+    def open(self) -> None:  # noqa: B027 - some have nothing to open
+        """Open what *begin* compares with."""
+
+    async def open_async(self) -> None:  # noqa: B027 - as `open`
+        """Open what *begin* compares with."""
+
+    def execute(self, statement: Statement) -> Rows:
+        """Run one statement, blocking; whatever cursors and factories the user's connection has."""
+        raise NotImplementedError
+
+    async def execute_async(self, statement: Statement) -> Rows:
+        """Run one statement; whatever cursors and factories the user's connection has."""
+        return self.execute(statement)
+
+    async def run(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
+        await self.open_async()
+        with self.translated():
+            await adrive(self.begin(), self.execute_async)
+            if not self._is_guarded:
+                return await adrive(op, self.execute_async)
+            await self.execute_async(SAVEPOINT)
+            try:
+                result = await adrive(op, self.execute_async)
+            except BaseException:
+                with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
+                    await self.execute_async(ROLLBACK_TO)
+                    await self.execute_async(RELEASE)
+                raise
+            await self.execute_async(RELEASE)
+            return result
+
+    def run_sync(self, op: Op[T]) -> T:
+        """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
+        self.open()
+        with self.translated():
+            drive(self.begin(), self.execute)
+            if not self._is_guarded:
+                return drive(op, self.execute)
+            self.execute(SAVEPOINT)
+            try:
+                result = drive(op, self.execute)
+            except BaseException:
+                with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
+                    self.execute(ROLLBACK_TO)
+                    self.execute(RELEASE)
+                raise
+            self.execute(RELEASE)
+            return result
+
+    @property
+    def _is_guarded(self) -> bool:
+        return self._writes
+
+
+FindRaw = Callable[[object], Handle | None]
+"""Returns what runs operations on a connection of one of a driver's client libraries; None for anything else."""
+
+
+def find(handle: object, find_raw: FindRaw, *, writes: bool) -> Executor | None:
+    """
+    Return what runs operations through *handle*; None if it is no handle that is known.
+
+    Raises:
+        InvalidContext: It is one, and cannot hold the transaction.
+    """
+    found = find_raw(handle)
+    if found is not None:
+        return found
+    makers = libraries(handle)
+    if "sqlalchemy" in makers:
+        from .sqlalchemy import find_handle  # noqa: PLC0415 - the user has imported the library, or we do not
+
+        return find_handle(handle, find_raw, writes=writes)
+    if "django" in makers:
+        from .django import find_handle as find_django  # noqa: PLC0415 - as above
+
+        return find_django(handle, find_raw, writes=writes)
+    return None
+
+
+def libraries(handle: object) -> set[str]:
+    """Return the packages that the type of *handle*, or what it inherits from, was made by."""
+    return {base.__module__.partition(".")[0] for base in type(handle).__mro__}

@@ -1,0 +1,77 @@
+"""The user's own ``aiosqlite.Connection``."""
+
+import contextlib
+import sqlite3
+from typing import Any
+
+import aiosqlite
+
+from ..._clock import Clock
+from ..._statements import Rows, Statement
+from ...errors import InvalidContext
+from .. import Colour
+from ..handle import Control
+from .connection import given, sql
+from .handle import Home, SqliteHandle, how_it_begins
+
+
+def is_connection(handle: object) -> bool:
+    """Tell whether *handle* is a connection."""
+    return isinstance(handle, aiosqlite.Connection)
+
+
+class AiosqliteHandle(SqliteHandle):
+    """A connection whose calls run in a thread of aiosqlite's own."""
+
+    colours: frozenset[Colour] = frozenset({"async"})
+    kind = "an aiosqlite.Connection"
+
+    def __init__(self, connection: Any, home: Home, clock: Clock, *, writes: bool) -> None:
+        super().__init__(home, clock, writes=writes)
+        self._connection = connection
+        try:
+            _ = self.in_transaction
+        except ValueError as error:
+            raise InvalidContext(
+                problem=f"ctx is {self.kind} that is closed, or was not awaited", remedy="pass one that is open"
+            ) from error
+
+    @property
+    def raw(self) -> Any:
+        """The connection."""
+        return self._connection
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on it."""
+        return bool(self._connection.in_transaction)
+
+    @property
+    def begins(self) -> str:
+        """How transactions are begun; the attribute of Python 3.12 shows only on the connection that it wraps."""
+        return how_it_begins(self._connection._conn)  # noqa: SLF001
+
+    def cut(self) -> None:
+        """Have its thread stop what it does; the transaction ends with the connection, which its owner closes."""
+        interrupting = self._connection.interrupt()  # a coroutine that does not wait for anything
+        with contextlib.suppress(StopIteration, ValueError, sqlite3.Error):
+            interrupting.send(None)
+        interrupting.close()
+
+    async def execute_async(self, statement: Statement) -> Rows:
+        """Run one statement on a cursor of our own, whatever row or text factory the connection has."""
+        if isinstance(statement, Control):
+            await self._connection.execute(statement.name)
+            return []
+        cursor = await self._connection.execute(sql(statement.name), given(statement, self._clock.now_us()))
+        cursor.row_factory = None  # it counts when rows are fetched
+        text_factory = self._connection.text_factory
+        if text_factory is not str:
+            self._connection.text_factory = str
+        try:
+            found = await cursor.fetchall()
+        finally:
+            if text_factory is not str:
+                self._connection.text_factory = text_factory
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found]

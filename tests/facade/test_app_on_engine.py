@@ -1,0 +1,428 @@
+"""`App(engine)`: mutations run in the transactions of the user's SQLAlchemy engine, through the user's models."""
+
+import asyncio
+import contextlib
+import inspect
+import secrets
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy
+from sqlalchemy import String, create_engine, event, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import NullPool
+
+from action_retrier import App, InProgress, InvalidContext, MutationCtx, RunNotFound, Success
+from action_retrier.testing import ManualClock
+
+from ..stores import in_thread, postgres_url
+from .conftest import Colour
+
+DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+psycopg async", "postgresql+asyncpg"]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "notes"
+    text: Mapped[str] = mapped_column(String, primary_key=True)
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@contextlib.contextmanager
+def fresh_database(driver: str, folder: Path) -> Iterator[str]:
+    """Give the address of a new database, as the driver's part of a URL."""
+    if driver.startswith("sqlite"):
+        yield f"{driver}:///{folder / 'engine.db'}"
+        return
+    name = f"t{secrets.token_hex(8)}"
+    with psycopg.connect(postgres_url(), autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        try:
+            told = server.info
+            yield f"{driver.removesuffix(' async')}://{told.user}:secret@{told.host}:{told.port}/{name}"
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def make_engine(driver: str, url: str) -> Any:
+    is_async = driver.endswith(("async", "aiosqlite", "asyncpg"))
+    return (create_async_engine if is_async else create_engine)(url)
+
+
+async def told(value: Any) -> Any:
+    """Return what a call of either colour returns."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def colored(engine: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    """Return user code of the engine's colour, of a coroutine function that awaits nothing but `told`."""
+    if isinstance(engine, AsyncEngine):
+
+        async def run_async(ctx: MutationCtx, run_id: str = "") -> Any:
+            return await body(ctx, run_id)
+
+        return run_async
+
+    def run(ctx: MutationCtx, run_id: str = "") -> Any:
+        try:
+            body(ctx, run_id).send(None)
+        except StopIteration as ended:
+            return ended.value
+        raise AssertionError
+
+    return run
+
+
+class Program(Colour):
+    """A user's program around an engine."""
+
+    def __init__(self, engine: Any, database: Path, clock: ManualClock) -> None:
+        super().__init__("async" if isinstance(engine, AsyncEngine) else "sync", database, clock)
+        self.engine = engine
+        self.app = App(engine, clock=clock)
+        self.retrier = self.new_retrier()
+
+    def mutation(self, body: Callable[..., Any], **options: Any) -> Any:
+        return self.app.mutation(name=f"m{secrets.token_hex(4)}", **options)(colored(self.engine, body))
+
+    async def texts(self) -> list[str]:
+        """What is committed in the user's own table."""
+        if self.is_async:
+            async with AsyncSession(self.engine) as session:
+                return sorted(await session.scalars(select(Note.text)))
+        with Session(self.engine) as session:
+            return sorted(session.scalars(select(Note.text)))
+
+
+@pytest.fixture
+async def api(driver: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Program]:
+    with fresh_database(driver, tmp_path) as url:
+        engine = make_engine(driver, url)
+        if isinstance(engine, AsyncEngine):
+            async with engine.begin() as connection:
+                await connection.run_sync(Base.metadata.create_all)
+        else:
+            Base.metadata.create_all(engine)
+        async with Program(engine, tmp_path / "unused.db", clock) as program:
+            yield program
+        await told(engine.dispose())
+
+
+async def add_note(ctx: MutationCtx, run_id: str) -> None:
+    ctx.session.add(Note(text=run_id or "a note"))
+
+
+async def test_a_callback_writes_through_the_users_models(api: Program) -> None:
+    """... and its writes commit with the record that it is done."""
+    done = api.scripted("done")
+    callback = api.mutation(add_note)
+    run_id = await api.run(api.app, done.action, on_complete=callback)
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id) == Success("done")
+
+    assert await api.texts() == [run_id]
+    assert (await api.get(api.app, run_id)).callback.state == "done"
+
+
+async def test_a_callback_that_raises_leaves_nothing_and_is_tried_again(api: Program) -> None:
+    tries = []
+
+    async def fail_first(ctx: MutationCtx, run_id: str) -> None:
+        ctx.session.add(Note(text=f"{run_id} {len(tries)}"))
+        await told(ctx.session.flush())
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("not yet")
+
+    done = api.scripted("done")
+    run_id = await api.run(api.app, done.action, on_complete=api.mutation(fail_first))
+    async with api.worker() as worker:
+        await worker.until_idle()
+        assert (await api.texts(), (await api.get(api.app, run_id)).callback.state) == ([], "pending")
+        api.clock.advance(3_600_000)
+        await worker.until_idle()
+
+    assert await api.texts() == [f"{run_id} 1"]
+    assert done.executions == 1
+
+
+async def test_callbacks_that_share_a_transaction_do_not_share_an_error(api: Program) -> None:
+    """`read committed` lets them be batched; one that raises, or breaks a constraint, takes only itself back."""
+
+    async def note_unless_bad(ctx: MutationCtx, run_id: str) -> None:
+        ctx.session.add(Note(text=run_id))
+        if run_id == bad[0]:
+            ctx.session.add(Note(text="taken"))
+
+    await api.run_mutation(api.mutation(lambda ctx, _: add_note(ctx, "taken")))
+    done = api.scripted("done")
+    callback = api.mutation(note_unless_bad, isolation="read committed")
+    run_ids = [await api.run(api.app, done.action, on_complete=callback) for _ in range(6)]
+    bad = run_ids[2:3]
+    async with api.worker() as worker:
+        await worker.until_idle()
+
+    assert await api.texts() == sorted([*run_ids[:2], *run_ids[3:], "taken"])
+    assert [run.id for run in await api.all_runs(callback="pending")] == bad
+
+
+async def test_what_a_mutation_starts_is_part_of_its_transaction(api: Program) -> None:
+    """By the ctx or by its session, which is a handle like any other; in a nested block of the session's too."""
+    done = api.scripted("done")
+
+    async def start(ctx: MutationCtx, _: str) -> list[str]:
+        started = [await told(api.retrier.run(ctx, done.action)), await told(api.retrier.run(ctx.session, done.action))]
+        nested = await told(ctx.session.begin_nested())
+        undone = await told(api.retrier.run(ctx.session, done.action))
+        await told(nested.rollback())
+        ctx.session.add(Note(text="mine"))
+        assert ctx.db is not None
+        return [*started, undone]
+
+    one, two, undone = await api.run_mutation(api.mutation(start))
+
+    assert await api.texts() == ["mine"]
+    assert [await api.status(api.app, run_id) for run_id in (one, two)] == [InProgress()] * 2
+    with pytest.raises(RunNotFound):
+        await api.status(api.app, undone)
+
+
+async def commit(ctx: MutationCtx, _: str) -> None:
+    ctx.session.add(Note(text="bad"))
+    await told(ctx.session.commit())
+
+
+async def commit_swallowed(ctx: MutationCtx, _: str) -> None:
+    with contextlib.suppress(RuntimeError):
+        await commit(ctx, _)
+
+
+async def commit_connection(ctx: MutationCtx, _: str) -> None:
+    connection = await told(ctx.session.connection())
+    await told(connection.commit())
+
+
+async def roll_back(ctx: MutationCtx, _: str) -> None:
+    ctx.session.add(Note(text="bad"))
+    await told(ctx.session.rollback())
+
+
+async def roll_back_and_go_on(ctx: MutationCtx, _: str) -> None:
+    ctx.session.add(Note(text="bad"))
+    await told(ctx.session.flush())
+    await told(ctx.session.rollback())
+    ctx.session.add(Note(text="worse"))
+
+
+async def commit_driver(ctx: MutationCtx, _: str) -> None:
+    await told(ctx.db.execute("COMMIT"))
+    ctx.session.add(Note(text="bad"))
+
+
+@pytest.mark.parametrize(
+    "ending", [commit, commit_swallowed, commit_connection, roll_back, roll_back_and_go_on, commit_driver]
+)
+async def test_ending_the_transaction_is_an_error_and_no_way_out(api: Program, ending: Callable[..., Any]) -> None:
+    with pytest.raises(RuntimeError, match="user code .*(committed|rolled back|ended)"):
+        await api.run_mutation(api.mutation(ending))
+
+    assert await api.texts() == []
+    await api.run_mutation(api.mutation(add_note))  # and the next one finds a sound connection
+    assert await api.texts() == ["a note"]
+
+
+async def test_an_error_of_the_database_is_reported_as_it_is(api: Program) -> None:
+    """SQLAlchemy rolls back after a flush that fails; that is no doing of the user's."""
+
+    async def twice(ctx: MutationCtx, _: str) -> None:
+        for _ in range(2):
+            await told(ctx.session.execute(sqlalchemy.insert(Note).values(text="once")))
+
+    async def flushed(ctx: MutationCtx, _: str) -> None:
+        ctx.session.add(Note(text="a note"))
+        await told(ctx.session.flush())
+
+    await api.run_mutation(api.mutation(add_note))
+    for body in (add_note, flushed, twice):
+        with pytest.raises(IntegrityError):
+            await api.run_mutation(api.mutation(body))
+    assert await api.texts() == ["a note"]
+
+
+async def test_the_mutations_own_error_is_not_hidden_by_a_flush(api: Program) -> None:
+    async def half_done(ctx: MutationCtx, _: str) -> None:
+        ctx.session.add(Note(text=None))
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await api.run_mutation(api.mutation(half_done))
+
+
+async def test_a_mutation_that_takes_too_long_loses_its_transaction(api: Program) -> None:
+    """Even if it does not react, and goes on with the session: nothing of it is committed."""
+    gone_on = threading.Event()
+    given_up = threading.Event()
+
+    async def endless(ctx: MutationCtx, _: str) -> None:
+        session = ctx.session
+        session.add(Note(text="before"))
+        await told(session.flush())
+        if api.is_async:
+            while not given_up.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+        else:
+            assert given_up.wait(30)
+        try:
+            session.add(Note(text="after"))
+            await told(session.flush())
+        finally:
+            gone_on.set()
+
+    real = App(api.engine)
+    endless_mutation = real.mutation(name="endless", timeout_ms=50)(colored(api.engine, endless))
+    with pytest.raises(Exception, match="timeout_ms=50"):
+        await api.call(real.run_mutation if api.is_async else real.run_mutation_sync, endless_mutation)
+    given_up.set()
+    await asyncio.to_thread(gone_on.wait, 30)
+    await api.run_mutation(api.mutation(add_note))
+    assert await api.texts() == ["a note"]
+    await api.call(real._database.close)
+
+
+async def test_a_mutation_of_the_other_colour_is_refused_at_once(api: Program) -> None:
+    async def wrong_async(ctx: MutationCtx) -> None: ...
+
+    def wrong(ctx: MutationCtx) -> None: ...
+
+    with pytest.raises(ValueError, match="colour"):
+        api.app.mutation(name="wrong")(wrong if api.is_async else wrong_async)
+    with pytest.raises(InvalidContext, match="app.transaction"):
+        if api.is_async:
+            with api.app.transaction():
+                pass
+        else:
+            async with api.app.transaction():
+                pass
+
+
+async def test_a_transaction_of_the_apps_gives_its_session(api: Program) -> None:
+    done = api.scripted("done")
+    async with api.transaction() as ctx:
+        run_id = await api.run(ctx, done.action)
+        ctx.session.add(Note(text="mine"))
+
+    assert await api.texts() == ["mine"]
+    assert await api.status(api.app, run_id) == InProgress()
+
+
+async def test_where_the_database_is_can_be_shown(api: Program) -> None:
+    assert "secret" not in repr(api.app) + api.app.location + api.app._database.url
+
+
+@pytest.mark.parametrize("isolation", ["serializable", "read committed"])
+async def test_a_transaction_is_isolated_as_asked(api: Program, isolation: Any) -> None:
+    if "sqlite" in api.app._database.url:
+        pytest.skip("it has one level")
+    async with contextlib.AsyncExitStack() as stack:
+        if api.is_async:
+            transaction = await stack.enter_async_context(api.app._database.transaction(isolation))
+            if "asyncpg" in api.app._database.url:
+                found = await transaction.connection("async").fetchval("SHOW transaction_isolation")
+            else:
+                found = await (await transaction.connection("async").execute("SHOW transaction_isolation")).fetchone()
+        else:
+            transaction = stack.enter_context(api.app._database.transaction_sync(isolation))
+            found = transaction.connection("sync").execute("SHOW transaction_isolation").fetchone()
+    assert found in {isolation, (isolation,)}
+
+
+# -- what engines there are --------------------------------------------------------------------------------------------
+
+
+def test_without_an_engine_there_is_no_session(tmp_path: Path) -> None:
+    app = App(f"sqlite:///{tmp_path / 'plain.db'}")
+    with app, app.transaction() as ctx, pytest.raises(InvalidContext, match=r"App\(engine\)"):
+        _ = ctx.session
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="no plain file"):
+        App(create_engine(url, poolclass=NullPool))
+
+
+def test_an_engine_whose_address_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    made = create_engine("sqlite:///x.db", creator=lambda: sqlite3.connect(tmp_path / "other.db"), poolclass=NullPool)
+    listening = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    event.listen(listening, "do_connect", lambda *_: None)
+    for engine in (made, listening, create_engine("postgresql+psycopg://", poolclass=NullPool)):
+        with pytest.raises(ValueError, match="give the App the database's URL instead"):
+            App(engine)
+
+
+@pytest.mark.parametrize("given", [7, object(), Path("x.db")])
+def test_what_is_neither_a_url_nor_an_engine_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="SQLAlchemy engine"):
+        App(given)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "postgresql+asyncpg://u:p%40ss%2F@db:5433/shop?ssl=require&command_timeout=5",
+            {"user": "u", "password": "p@ss/", "host": "db", "port": "5433", "dbname": "shop", "sslmode": "require"},
+        ),
+        (
+            "postgresql+psycopg://u@/shop?host=a:1&host=b:2&target_session_attrs=read-write",
+            {"user": "u", "host": "a,b", "port": "1,2", "dbname": "shop", "target_session_attrs": "read-write"},
+        ),
+        (
+            "postgresql+psycopg://u@/shop?host=/run/postgresql&prepare_threshold=3",
+            {"user": "u", "host": "/run/postgresql", "dbname": "shop"},
+        ),
+    ],
+)
+def test_an_engines_address_is_libpqs(url: str, expected: dict[str, str]) -> None:
+    app = App((create_async_engine if "asyncpg" in url else create_engine)(url))
+
+    assert psycopg.conninfo.conninfo_to_dict(app._database._underneath._target.conninfo) == expected
+    assert "p%40ss" not in repr(app) + app._database.url
+
+
+def test_a_thread_that_waits_for_its_turn_waits_for_the_engines_transaction(tmp_path: Path) -> None:
+    """On SQLite a mutation by the engine queues with our own writes, instead of fighting for the file's lock."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}", connect_args={"timeout": 0})
+    Base.metadata.create_all(engine)
+    app = App(engine)
+
+    def write() -> None:
+        with app.transaction() as ctx:
+            ctx.session.add(Note(text="theirs"))
+
+    with app:
+        with app.transaction() as ctx:
+            ctx.session.add(Note(text="mine"))
+            ctx.session.flush()
+            waiting = in_thread(write)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        waiting.result(10)
+    with Session(engine) as session:
+        assert sorted(session.scalars(select(Note.text))) == ["mine", "theirs"]
+    engine.dispose()

@@ -1,0 +1,199 @@
+"""
+A network between clients and a PostgreSQL server that goes wrong as it is told.
+
+It understands as much of the protocol as it takes to recognise a COMMIT, however it is sent, and the end of its answer.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Self
+
+_SSL_REQUEST, _GSS_REQUEST = 80_877_103, 80_877_104
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
+_CHUNK = 65_536
+
+
+class _Framer:
+    """Cuts one direction of a connection into messages; a client's first one has no type."""
+
+    def __init__(self, *, typed: bool) -> None:
+        self._buffer = b""
+        self.typed = typed
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Return what is complete by now."""
+        self._buffer += data
+        while True:
+            head = 1 if self.typed else 0
+            if len(self._buffer) < head + 4:
+                return
+            end = head + int.from_bytes(self._buffer[head : head + 4])
+            if len(self._buffer) < end:
+                return
+            message, self._buffer = self._buffer[:end], self._buffer[end:]
+            yield message
+
+
+class _Link:
+    """One client's connection, and the one to the server for it."""
+
+    def __init__(self, proxy: "Proxy", client: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = socket.create_connection(proxy.server)
+        for one in (client, self._server):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._loses = False
+        self._prepared: dict[bytes, bytes] = {}
+        self._said: list[bytes] = []
+        """The texts of the statements since the last COMMIT."""
+        for pump in (self._pump_requests, self._pump_answers):
+            threading.Thread(target=self._run, args=(pump,), daemon=True).start()
+
+    def _run(self, pump: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):
+            pump()
+        self.cut()
+
+    def _pump_requests(self) -> None:
+        framer = _Framer(typed=False)
+        while data := self._client.recv(_CHUNK):
+            for message in framer.feed(data):
+                if not framer.typed and int.from_bytes(message[4:8]) in {_SSL_REQUEST, _GSS_REQUEST}:
+                    self._client.sendall(b"N")
+                    continue
+                if framer.typed and self._commits(message) and self._proxy.loses(self._take_said()):
+                    if self._proxy.loses_request:
+                        self._proxy.count_loss()
+                        return
+                    self._loses = True  # before the server can answer
+                framer.typed = True
+                self._proxy.pass_on(self._server, message)
+
+    def _commits(self, message: bytes) -> bool:
+        """Note what a message executes, and tell whether that is a COMMIT."""
+        kind, body = message[:1], message[5:]
+        match kind:
+            case b"Q":
+                text = body
+            case b"P":  # a name, then the text
+                name, _, text = body.partition(b"\0")
+                self._prepared[name] = text
+                return False
+            case b"B":  # a portal, then the name of a statement
+                text = self._prepared.get(body.split(b"\0")[1], b"")
+            case _:
+                return False
+        self._said.append(text)
+        return text.lstrip()[:6].upper() == b"COMMIT"
+
+    def _take_said(self) -> bytes:
+        said, self._said = b"\n".join(self._said), []
+        return said
+
+    def _pump_answers(self) -> None:
+        framer = _Framer(typed=True)
+        while data := self._server.recv(_CHUNK):
+            for message in framer.feed(data):
+                if not self._loses:
+                    self._proxy.pass_on(self._client, message)
+                elif message[:1] == b"Z":  # ready for the next query: it has committed
+                    self._proxy.count_loss()
+                    return
+
+    def cut(self) -> None:
+        """Reset the connection, on both sides."""
+        for one in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._proxy.forget(self)
+
+
+class Proxy:
+    """
+    Listens on a port of its own, and passes on what it may.
+
+    Attributes:
+        loses: Asked at each COMMIT, with the texts of the statements since the last one, whether its answer gets lost; then the connection
+            is cut.
+        loses_request: Whether it is the COMMIT itself that gets lost, and not its answer.
+        latency_s: How long each message takes.
+        lost: How many have been lost.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.server = (host, port)
+        self.loses: Callable[[bytes], bool] = lambda _: False
+        self.loses_request = False
+        self.latency_s = 0.0
+        self.lost = 0
+        self._flows = threading.Event()
+        self._flows.set()
+        self._lock = threading.Lock()
+        self._links: set[_Link] = set()
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.port = int(self._listening.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                try:
+                    link = _Link(self, client)
+                except OSError:  # the server is away
+                    client.close()
+                    continue
+                with self._lock:
+                    self._links.add(link)
+
+    def pass_on(self, to: socket.socket, message: bytes) -> None:
+        """Send a message, when it is its time."""
+        if self.latency_s:
+            time.sleep(self.latency_s)
+        self._flows.wait()
+        to.sendall(message)
+
+    def count_loss(self) -> None:
+        """Note that a COMMIT, or its answer, has been lost."""
+        with self._lock:
+            self.lost += 1
+
+    def forget(self, link: _Link) -> None:
+        """Note that a connection has ended."""
+        with self._lock:
+            self._links.discard(link)
+
+    def swallow(self) -> None:
+        """Take in whatever is sent, new connections too, and pass nothing on: nobody is told that anything is wrong."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        """Pass on everything again, what was held back first."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are welcome."""
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.cut()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.flow()
+        self.cut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
