@@ -105,9 +105,10 @@ class SyncActionRetrier:
     @_like(ActionRetrier.wait)
     def wait(self, ctx: object, run_id: str, *, timeout_ms: float | None = None) -> RunResult:
         self._calls.targets.refuse_to_wait(ctx, "sync")
-        event = threading.Event()
+        database, event = self._calls.database, threading.Event()
         with self._calls.waiting(event.set, run_id, timeout_ms) as waiting:
-            while (result := waiting.result_of(self._read(ctx, lambda: self._calls.status(run_id)))) is None:
+            # Through a connection of ours: a handle of the user's would be left with a transaction open meanwhile.
+            while (result := waiting.result_of(database.read_sync(lambda: self._calls.status(run_id)))) is None:
                 event.wait(waiting.pause_s())
                 event.clear()
             return result

@@ -146,7 +146,7 @@ class ActionRetrier:
             InvalidContext: Inside a transaction: the run could not start before its commit.
         """
         self._calls.targets.refuse_to_wait(ctx, "async")
-        event = asyncio.Event()
+        database, event = self._calls.database, asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def wake() -> None:
@@ -154,7 +154,8 @@ class ActionRetrier:
                 loop.call_soon_threadsafe(event.set)
 
         with self._calls.waiting(wake, run_id, timeout_ms) as waiting:
-            while (result := waiting.result_of(await self._read(ctx, lambda: self._calls.status(run_id)))) is None:
+            # Through a connection of ours: a handle of the user's would be left with a transaction open meanwhile.
+            while (result := waiting.result_of(await database.read(lambda: self._calls.status(run_id)))) is None:
                 timer = loop.call_later(waiting.pause_s(), event.set)
                 await event.wait()
                 timer.cancel()

@@ -214,6 +214,18 @@ async def test_a_wait_inside_a_transaction_is_refused(bench: Bench, held: Held) 
     await held.rollback()
 
 
+async def test_a_wait_leaves_the_handle_as_it_was(bench: Bench, held: Held) -> None:
+    """It may take long, and a transaction that is open meanwhile would hold up the whole database."""
+    run_id = await bench.does("run", bench.app, bench.charge)
+    with pytest.raises(TimeoutError):
+        await bench.does("wait", held.handle, run_id, timeout_ms=0)
+    other = await bench.hold()
+    await other.begin()
+    await bench.does("cancel", other.handle, run_id)
+    await other.commit()
+    assert await bench.does("wait", held.handle, run_id, timeout_ms=0) == Canceled()
+
+
 async def test_a_handle_of_another_database_is_refused(bench: Bench, tmp_path: Path) -> None:
     """Judged by what is read through it; nothing is written."""
     (tmp_path / "other").mkdir()

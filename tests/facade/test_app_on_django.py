@@ -1,0 +1,215 @@
+"""`App("django:ALIAS")` in a Django project, run by Django's own test runner."""
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from action_retrier import App
+
+from ..stores import postgres_url
+
+SETTINGS = """
+DATABASES = {{"default": {database!r}}}
+INSTALLED_APPS = ["shop"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+"""
+
+MODELS = """
+from django.db import models
+
+class Note(models.Model):
+    text = models.TextField(unique=True)
+"""
+
+JOBS = """
+from action_retrier import App, SyncActionRetrier
+from django.db import connection, transaction
+
+app = App("django:default")  # before there are settings that it could read
+retrier = SyncActionRetrier(app)
+found_open = []
+
+@app.action(name="charge")
+def charge(order_id: int) -> int:
+    from shop.models import Note
+    found_open.append(connection.connection is not None)
+    return Note.objects.count()
+
+@app.mutation(name="receipt")
+def receipt(ctx, run_id: str):
+    from shop.models import Note
+    Note.objects.create(text=run_id)
+    retrier.status(connection, run_id)
+
+@app.mutation(name="note")
+def note(ctx, text: str, how: str = ""):
+    from shop.models import Note
+    Note.objects.create(text=text)
+    if how == "rolls back":
+        transaction.set_rollback(True)
+    if how == "raises":
+        raise LookupError(text)
+    if how == "commits":
+        transaction.commit()
+    if how == "commits behind Django":
+        ctx.db.execute("COMMIT")
+"""
+
+TESTS = """
+import asyncio, contextlib
+from django.db import connection, connections, transaction
+from django.test import TestCase, TransactionTestCase
+from action_retrier import ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success
+from jobs import app, charge, found_open, note, receipt, retrier
+from shop.models import Note
+
+
+def texts():
+    return sorted(Note.objects.values_list("text", flat=True))
+
+
+class TestsInATransaction(TestCase):
+    # Each is rolled back, and with it what it starts.
+
+    def test_one(self):
+        self.assertEqual(retrier.list(connection).runs, [])
+        run_id = retrier.run(connection, charge, {"order_id": 1})
+        self.assertEqual(retrier.status(connection, run_id), InProgress())
+        self.assertTrue(retrier.cancel(connection, run_id))
+
+    test_two = test_one
+
+    def test_a_mutation_is_a_block_of_the_tests_own(self):
+        app.run_mutation_sync(note, {"text": "mine"})
+        self.assertEqual(texts(), ["mine"])
+        with self.assertRaises(LookupError):
+            app.run_mutation_sync(note, {"text": "theirs", "how": "raises"})
+        self.assertEqual(texts(), ["mine"])
+        with app.transaction() as ctx:
+            run_id = retrier.run(ctx, charge, {"order_id": 1})
+        self.assertEqual(retrier.status(connection, run_id), InProgress())
+
+
+class TestsWithAWorker(TransactionTestCase):
+    def setUp(self):
+        self.enterContext(contextlib.closing(app._database))
+
+    def test_a_callback_writes_through_the_models(self):
+        with app.worker(concurrency=1) as worker:
+            with transaction.atomic():
+                Note.objects.create(text="mine")
+                runs = [retrier.run(connection, charge, {"order_id": n}, on_complete=receipt) for n in range(3)]
+            for run_id in runs:
+                self.assertIsInstance(retrier.wait(app, run_id), Success)
+            worker.until_idle()
+            self.assertEqual(texts(), sorted(["mine", *runs]))
+        self.assertEqual(found_open, [False] * 3)  # the thread is the same, and its connection was closed
+
+    def test_what_ends_the_transaction_is_an_error(self):
+        for how in ("rolls back", "commits", "commits behind Django", "raises"):
+            with self.assertRaises((RuntimeError, transaction.TransactionManagementError, LookupError)):
+                app.run_mutation_sync(note, {"text": how, "how": how})
+            with self.assertRaises((RuntimeError, transaction.TransactionManagementError, LookupError)):
+                asyncio.run(app.run_mutation(note, {"text": how + "!", "how": how}))
+        self.assertEqual(texts(), ["commits behind Django", "commits behind Django!"])
+        asyncio.run(app.run_mutation(note, {"text": "next"}))
+        self.assertIn("next", texts())
+
+    def test_hooks_run_after_the_commit(self):
+        told = []
+        with app.transaction():
+            transaction.on_commit(lambda: told.append(Note.objects.count()))
+            Note.objects.create(text="mine")
+            self.assertEqual(told, [])
+        self.assertEqual(told, [1])
+
+    def test_what_cannot_hold_a_call_is_refused(self):
+        before = retrier.list(app).runs  # Django flushes its own tables between tests, not ours
+        for ctx, words in ((connection, "outside of atomic"), (connections["default"], "outside of atomic")):
+            with self.assertRaisesRegex(InvalidContext, words):
+                retrier.run(ctx, charge, {"order_id": 1})
+        with contextlib.suppress(ValueError), transaction.atomic():
+            with contextlib.suppress(LookupError), transaction.atomic(savepoint=False):
+                raise LookupError
+            with self.assertRaisesRegex(InvalidContext, "failed"):
+                retrier.run(connection, charge, {"order_id": 1})
+            raise ValueError
+        with self.assertRaisesRegex(InvalidContext, "SyncActionRetrier"):
+            asyncio.run(ActionRetrier(app).run(connection, charge, {"order_id": 1}))
+        self.assertEqual(retrier.list(app).runs, before)
+
+        async def enter():
+            async with app.transaction():
+                raise AssertionError
+
+        with self.assertRaisesRegex(InvalidContext, "with app.transaction"):
+            asyncio.run(enter())
+
+    def test_async_functions_are_no_mutations(self):
+        async def wrong(ctx): ...
+        with self.assertRaisesRegex(ValueError, "use def"):
+            app.mutation(name="wrong")(wrong)
+"""
+
+
+def database_settings(system: str, folder: Path) -> dict[str, Any]:
+    if system == "sqlite":
+        file, test = folder / "shop.db", folder / "test_shop.db"
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(file), "TEST": {"NAME": str(test)}}
+    told = psycopg.conninfo.conninfo_to_dict(postgres_url())
+    keys = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    found = {keys[name]: value for name, value in told.items() if name in keys}
+    test = {"NAME": f"test_{folder.name.replace('-', '_')}"[-60:].lower()}
+    return {"ENGINE": "django.db.backends.postgresql", **found, "TEST": test}
+
+
+def write_project(scripts: Any, database: dict[str, Any]) -> None:
+    scripts.write("settings.py", SETTINGS.format(database=database))
+    scripts.write("shop/__init__.py", "")
+    scripts.write("shop/models.py", MODELS)
+    scripts.write("jobs.py", JOBS)
+    scripts.write("shop/tests.py", TESTS)
+
+
+@pytest.mark.parametrize("on", ["sqlite", "postgres"])
+def test_a_projects_tests_run(scripts: Any, tmp_path: Path, on: str) -> None:
+    """TestCase, TransactionTestCase, a worker in their process; and the runner can remove the database afterwards."""
+    write_project(scripts, database_settings(on, tmp_path))
+
+    done = scripts.run("-W", "error::ResourceWarning", "-m", "django", "test", "--settings=settings", "-v2")
+
+    assert "Ran 8 tests" in done.stderr
+    assert "in use" not in done.stdout + done.stderr
+
+
+def test_a_test_database_in_memory_is_refused_with_the_remedy(scripts: Any, tmp_path: Path) -> None:
+    """No other connection reaches it, and runs have to be seen by workers."""
+    database = database_settings("sqlite", tmp_path)
+    del database["TEST"]
+    write_project(scripts, database)
+    scripts.write(
+        "shop/tests.py",
+        """
+        from django.test import TestCase
+        from django.db import connection
+        from jobs import charge, retrier
+
+        class Tests(TestCase):
+            def test(self):
+                with self.assertRaisesRegex(ValueError, "TEST.*NAME"):
+                    retrier.run(connection, charge, {"order_id": 1})
+        """,
+    )
+
+    scripts.run("-m", "django", "test", "--settings=settings")
+
+
+def test_an_app_may_be_made_before_django_is_configured() -> None:
+    app = App("django:default")
+
+    assert "django:default" in repr(app)
+    with pytest.raises(ValueError, match="names no alias"):
+        App("django:")
