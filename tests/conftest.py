@@ -7,14 +7,13 @@ import pytest
 
 from action_retrier.testing import ManualClock
 
-from .stores import SYSTEMS, System, open_system
+from .stores import System, open_system, systems_for
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what needs a system on each, unless its module is named after the one that it is about."""
     if "system" in metafunc.fixturenames:
-        about = metafunc.module.__name__.rpartition("_")[2]
-        metafunc.parametrize("system", [about] if about in SYSTEMS else SYSTEMS, indirect=True, scope="function")
+        metafunc.parametrize("system", systems_for(metafunc.module), indirect=True, scope="function")
 
 
 @pytest.fixture

@@ -20,9 +20,11 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any, Protocol
 
 import psycopg
+import pytest
 from psycopg.rows import dict_row
 
 from action_retrier._clock import Clock
@@ -40,10 +42,12 @@ from action_retrier.drivers.postgres.guarded import BlockingTwin
 from action_retrier.results import Run, RunStatus
 from action_retrier.testing import ManualClock
 
-from .support import postgres_server
+from .support import pgbouncer, postgres_server
 
 SYSTEMS = ["sqlite", "postgres"]
 """Database systems; a test of the store runs on each."""
+if os.environ.get(pgbouncer.VARIABLE) == "1":
+    SYSTEMS.append("pgbouncer")
 COLOURS = ["sync", "async"]
 NAMESPACE = "default"
 LIMIT_S = 30.0
@@ -153,15 +157,24 @@ class Schemas:
     A test's rows are removed after it. A schema that is not as it was when it was made is dropped.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, pooler: str | None = None) -> None:
+        """
+        Have no schema yet.
+
+        Args:
+            url: Of the server.
+            pooler: The URL by which the library and its users reach it, if there is a pooler between.
+        """
+        self.url = pooler or url
+        self._query = "" if pooler is None else f"&{pgbouncer.POOLED}"
+        self.options: dict[str, Any] = {} if pooler is None else {"prepare_threshold": None}
         self.look = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self._free: list[str] = []
         self._shapes: dict[str, Any] = {}
 
     def url_of(self, schema: str) -> str:
         """Return the URL of a schema; its sessions bear its name, by which they are found."""
-        return f"{self.url}{'&' if '?' in self.url else '?'}schema={schema}&application_name={schema}"
+        return with_query(self.url, f"schema={schema}&application_name={schema}{self._query}")
 
     def take(self) -> str:
         """Return an empty schema, with one of the user's own beside it."""
@@ -234,7 +247,8 @@ class PostgresSystem:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """Open a connection of the user's own."""
-        connection = psycopg.connect(self._schemas.url, application_name=self.schema, **options)
+        options = {"application_name": self.schema} | self._schemas.options | options
+        connection = psycopg.connect(self._schemas.url, **options)
         self._opened.append(connection)
         return connection
 
@@ -300,11 +314,33 @@ def postgres_url() -> str:
 
 
 @functools.cache
-def postgres_schemas() -> Schemas:
-    """Return the schemas that this process's tests share; they end before the server does."""
-    schemas = Schemas(postgres_url())
-    atexit.register(schemas.close)
-    return schemas
+def pgbouncer_url() -> str:
+    """Return the URL that leads to that server through a PgBouncer, which ends with the process."""
+    problem = pgbouncer.why_not()
+    if problem:
+        pytest.skip(problem)
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(pgbouncer.pgbouncer(postgres_url()))
+
+
+def with_query(url: str, query: str) -> str:
+    """Return *url* with more in its query."""
+    return f"{url}{'&' if '?' in url else '?'}{query}"
+
+
+def systems_for(module: ModuleType) -> list[str]:
+    """Return what a module's tests run on: each system, or the one that it is named after."""
+    about = module.__name__.rpartition("_")[2]
+    return [about] if about in SYSTEMS else SYSTEMS
+
+
+@functools.cache
+def postgres_schemas(*, pooled: bool = False) -> Schemas:
+    """Return the schemas of the tests' server, which tests use one after the other."""
+    made = Schemas(postgres_url(), pgbouncer_url() if pooled else None)
+    atexit.register(made.close)
+    return made
 
 
 def open_system(name: str, folder: Path) -> System:
@@ -314,6 +350,8 @@ def open_system(name: str, folder: Path) -> System:
             return SqliteSystem(folder)
         case "postgres":
             return PostgresSystem(postgres_schemas())
+        case "pgbouncer":
+            return PostgresSystem(postgres_schemas(pooled=True))
     raise ValueError(name)
 
 

@@ -1,11 +1,12 @@
 """Claims: what a worker may take, in which order, and that nobody else takes it too."""
 
 import contextlib
+import json
 
 import pytest
 
 from action_retrier._lifecycle import NotBegun, Raised, Succeeded, WorkerStopped
-from action_retrier._ops.claims import ANY_LOSSES, NextDue, claim_runs
+from action_retrier._ops.claims import ANY_LOSSES, NextDue, claim_runs, next_due
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, recover_worker
@@ -394,3 +395,47 @@ def test_a_deadline_is_due_even_where_the_run_is_not(store: Store) -> None:
     store.start("unknown", deadline_ms=3)
 
     assert store.next_due(store.worker("charge")) == NextDue(3000, None, 3000)
+
+
+# Lanes that are known: a claim need not look everywhere.
+
+
+def test_a_claim_in_known_lanes_takes_what_a_claim_everywhere_would(store: Store) -> None:
+    worker = store.worker("charge", "mail")
+    urgent, first, second = store.start("mail", priority=1), store.start(), store.start()
+    lanes = store.next_due(worker).lanes
+
+    claimed = store.write(claim_runs, worker, 10, ANY_LOSSES, lanes)
+
+    assert [row["id"] for row in claimed.runs] == [urgent, first, second]
+
+
+def test_a_claim_in_known_lanes_does_not_look_anywhere_else(store: Store) -> None:
+    """What has come in a lane of its own since is found by the next look everywhere."""
+    worker = store.worker("charge", "mail")
+    known = store.start()
+    lanes = store.next_due(worker).lanes
+    store.start("mail")
+
+    claimed = store.write(claim_runs, worker, 10, ANY_LOSSES, lanes)
+
+    assert [row["id"] for row in claimed.runs] == [known]
+    assert store.next_due(worker).work_us == 0
+
+
+def test_a_claim_in_known_lanes_looks_at_nothing_that_fell_due_earlier(store: Store) -> None:
+    """On PostgreSQL that is where rows lie which somebody's open transaction might still see."""
+    worker = store.worker("charge")
+    early = store.start()
+    store.clock.advance(1000)
+    late = store.start()
+    (lane,) = json.loads(store.next_due(worker).lanes)
+    since = json.dumps([lane | {"since": store.row(late)["due_at"]}])
+
+    assert store.read(next_due, worker, ANY_LOSSES, ANY_LOSSES, since).work_us == 0
+    claimed = store.write(claim_runs, worker, 10, ANY_LOSSES, since)
+
+    assert [row["id"] for row in claimed.runs] == [late]
+    assert store.read(next_due, worker, ANY_LOSSES, ANY_LOSSES, since).work_us is None
+    assert store.next_due(worker).work_us == -1_000_000
+    assert store.claim_ids(worker) == [early]

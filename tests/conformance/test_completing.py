@@ -168,8 +168,8 @@ async def test_a_commit_whose_result_is_unknown_calls_back_once(bench: Bench, mo
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def lossy(isolation: Any, **options: Any) -> AsyncIterator[Any]:
-        async with transaction(isolation, **options) as one:
+    async def lossy(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(*args, **options) as one:
             yield one
         raise errors.DatabaseUnavailable(problem="the answer was lost", remedy="ask again")
 
@@ -189,8 +189,8 @@ async def test_a_transaction_that_does_not_commit_leaves_the_outcome_with_a_pend
     transaction = bench.store.database.transaction
 
     @contextlib.asynccontextmanager
-    async def failing(isolation: Any, **options: Any) -> AsyncIterator[Any]:
-        async with transaction(isolation, **options) as one:
+    async def failing(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(*args, **options) as one:
             yield one
             raise errors.DatabaseUnavailable(problem="it could not be committed", remedy="try again")
 

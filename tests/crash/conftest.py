@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from ..stores import SYSTEMS, postgres_url
+from ..stores import pgbouncer_url, postgres_url, systems_for, with_query
+from ..support.pgbouncer import POOLED
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
@@ -20,8 +21,7 @@ from crash_scene import Scene
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what needs a scene on each system, unless its module is named after the one that it is about."""
     if "scene" in metafunc.fixturenames:
-        about = metafunc.module.__name__.rpartition("_")[2]
-        metafunc.parametrize("database", [about] if about in SYSTEMS else SYSTEMS, indirect=True, scope="function")
+        metafunc.parametrize("database", systems_for(metafunc.module), indirect=True, scope="function")
 
 
 @pytest.fixture
@@ -33,7 +33,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CrashDa
     name = f"crash_{secrets.token_hex(8)}"
     with psycopg.connect(postgres_url(), autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name}")
-        yield PostgresDatabase(urlsplit(postgres_url())._replace(path=f"/{name}").geturl())
+        url = urlsplit(postgres_url())._replace(path=f"/{name}").geturl()
+        if request.param == "pgbouncer":
+            pooled = urlsplit(pgbouncer_url())._replace(path=f"/{name}").geturl()
+            yield PostgresDatabase(with_query(pooled, POOLED), beside=url)
+        else:
+            yield PostgresDatabase(url)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -73,6 +73,8 @@ class CrashDatabase(Protocol):
     """How a user begins a transaction that writes."""
     given: str
     """What makes a relation ``given (value)`` of a parameter, a JSON array of strings."""
+    death_shows_s: float
+    """How soon after a worker's death its runs begin elsewhere: a lock shows it, or its lease runs out."""
 
     def sql(self, query: str) -> str:
         """Return a query as this database takes it."""
@@ -105,6 +107,7 @@ class SqliteDatabase:
     kind = "sqlite"
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
+    death_shows_s = 2.0
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -162,9 +165,19 @@ class PostgresDatabase:
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, beside: str | None = None) -> None:
+        """
+        Take a database; nothing is opened yet.
+
+        Args:
+            url: What the library and its users open it by.
+            beside: How the test itself reaches it, if that leads through a pooler.
+        """
         self.url = url
-        self._conninfo = parse(url).conninfo
+        target = parse(url)
+        self._conninfo = target.conninfo
+        self._look_at = parse(beside or url).conninfo
+        self.death_shows_s = 2.5 if target.direct else 13.0
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     def sql(self, query: str) -> str:
@@ -178,14 +191,24 @@ class PostgresDatabase:
     @contextlib.contextmanager
     def looking(self) -> Iterator[Look]:
         """Look into it through a connection that is kept, as long as the server keeps it."""
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._conninfo, prepare_threshold=None, row_factory=dict_row)
-            self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         try:
-            yield Look(self, self._connection)
+            connection = self._begun()
+        except psycopg.OperationalError:  # the server has crashed meanwhile
+            self.close()
+            connection = self._begun()
+        try:
+            yield Look(self, connection)
         finally:
             with contextlib.suppress(psycopg.Error):
-                self._connection.rollback()
+                connection.rollback()
+
+    def _begun(self) -> psycopg.Connection[dict[str, Any]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(
+                self._look_at, autocommit=True, prepare_threshold=None, row_factory=dict_row
+            )
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        return self._connection
 
     def install_witnesses(self) -> None:
         """Create the tables and the trigger."""

@@ -69,15 +69,19 @@ class Server:
         self.version = version
         self.settings = settings
         self.under = [*under]
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(folder, _NOBODY, _NOBODY)
-        folder.chmod(0o700)
-        self.run(
-            "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N"
-        )
+        own(folder)
+
+    def create(self) -> None:
+        """Fill its directory with an empty database."""
+        where = ("-D", str(self.folder / "data"))
+        self.run("initdb", *where, "-U", "postgres", "-A", "trust", "-E", "utf8", "--locale=C", "-N")
+
+    def copy(self, primary: "Server", name: str) -> None:
+        """Fill its directory with a copy of a running server, whose standby it will be under *name*."""
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"
+        self.run("pg_basebackup", "-D", str(self.folder / "data"), "-d", source, "-R", "-X", "stream", "-c", "fast")
 
     @property
     def url(self) -> str:
@@ -102,21 +106,12 @@ class Server:
     def run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs, as the user that the server runs as."""
         subprocess.run(
-            [binaries(self.version) / program, *arguments],
+            [*as_nobody(), binaries(self.version) / program, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
-            **self._identity(),
         )
-
-    @staticmethod
-    def _identity() -> dict[str, int]:
-        return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}  # type: ignore[dict-item]
-
-    def _under(self) -> list[str]:
-        who = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-        return [*self.under, *who] if self.under else []
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -131,13 +126,12 @@ class Server:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._under(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
+                [*self.under, *as_nobody(), binaries(self.version) / "postgres", "-D", self.folder / "data", *options],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **({} if self.under else self._identity()),
             )
         self.wait_until_it_answers()
 
@@ -202,7 +196,20 @@ class Server:
         self._process = None
 
 
-def _free_port() -> int:
+def as_nobody() -> list[str]:
+    """Return what a program is put under that refuses to run as root, if we are root."""
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+def own(folder: Path) -> None:
+    """Make a directory of whoever servers run as."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+    folder.chmod(0o700)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -215,6 +222,7 @@ def running_server(
     """Run a server for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(prefix="action-retrier-postgres-"))
     server = Server(folder, version, under=under, **settings)
+    server.create()
     if welcome is not None:
         server.welcome(welcome)
     try:

@@ -1,0 +1,244 @@
+"""Leases on PostgreSQL: the lock of a session tells a death at once, the time stamp in the row tells all else."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from action_retrier._ids import new_worker_id
+from action_retrier._ops.claims import ANY_LOSSES, Claimant, claim_runs
+from action_retrier._ops.workers import register_worker
+from action_retrier.drivers import Database, open_database
+from action_retrier.drivers.postgres import leases as module
+from action_retrier.drivers.postgres.leases import LEASE_US
+
+from ..stores import NAMESPACE, Store, until
+
+HEARTBEAT_US = 3_000_000
+
+
+class Boot:
+    """Time since the machine started, as a test wants it."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+@pytest.fixture
+def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
+    boot = Boot()
+    monkeypatch.setattr(module, "boot_time_us", boot)
+    return boot
+
+
+class Process:
+    """A worker's process: its lease and its row."""
+
+    def __init__(self, store: Store, *, direct: bool = True) -> None:
+        self._store = store
+        url = store.system.url + ("" if direct else "&direct=false")
+        self.database: Database = open_database(url, clock=store.clock, auto_migrate=True)
+        self.claimant = Claimant(new_worker_id(), NAMESPACE, '["charge"]', "[]")
+        self.database.open()
+        self.database.leases.acquire(self.id)
+        self.database.write_sync(lambda: register_worker(self.claimant, "a host", 1))
+        self.renew()
+
+    @property
+    def id(self) -> str:
+        return self.claimant.id
+
+    def renew(self) -> bool:
+        return self.database.leases.renew(self.id)
+
+    def dies(self) -> None:
+        """Let go of everything, as the end of a process does."""
+        self.database.close()
+
+    def has_been_silent_for(self, us: int) -> None:
+        with self._store.system.connect() as connection:
+            connection.execute(
+                f"UPDATE {self._store.system.schema}.workers SET renewed_at = renewed_at - %s WHERE id = %s",  # noqa: S608 - a name of ours
+                (us, self.id),
+            )
+
+
+@pytest.fixture
+def judge(store: Store, boot: Boot) -> Iterator[Process]:
+    process = Process(store)
+    yield process
+    process.database.close()
+
+
+@pytest.fixture
+def worker(store: Store, boot: Boot, judge: Process) -> Iterator[Process]:
+    process = Process(store)
+    yield process
+    process.database.close()
+
+
+def dead(judge: Process, *workers: Process) -> list[str]:
+    return asyncio.run(judge.database.leases.dead([one.id for one in workers]))
+
+
+class Server:
+    """How long the server has been up, as a test wants it; the tests' own may have been started a second ago."""
+
+    def __init__(self) -> None:
+        self.up_for_us = LEASE_US
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server, look = Server(), module.PostgresLeases._is_dead
+
+    def is_dead(self: Any, row: dict[str, Any], *args: Any, **kwargs: Any) -> bool:
+        return look(self, row | {"server_up_for": server.up_for_us}, *args, **kwargs)
+
+    monkeypatch.setattr(module.PostgresLeases, "_is_dead", is_dead)
+    return server
+
+
+def test_a_worker_that_holds_its_lease_lives(boot: Boot, judge: Process, worker: Process) -> None:
+    for _ in range(5):
+        assert dead(judge, worker) == []
+        boot.now_us += LEASE_US
+
+
+def test_a_worker_whose_session_has_ended_is_dead_at_the_second_look(
+    store: Store, boot: Boot, judge: Process, worker: Process
+) -> None:
+    """Not at the first: it may be about to open its line again. A second apart at least."""
+    worker.dies()
+    until(lambda: not _is_held(store, worker))
+
+    assert dead(judge, worker) == []
+    boot.now_us += 900_000
+    assert dead(judge, worker) == []
+    boot.now_us += 100_000
+    assert dead(judge, worker) == [worker.id]
+
+
+def test_a_sign_of_life_between_the_looks_counts(store: Store, boot: Boot, judge: Process, worker: Process) -> None:
+    """A heartbeat without a lock: its session broke, and it will take the lock again."""
+    line = worker.database.changes.line
+    with line.connection() as connection:
+        connection.execute("SELECT pg_advisory_unlock_all()")
+    assert dead(judge, worker) == []
+    boot.now_us += 600_000
+    worker.renew()
+    boot.now_us += 600_000
+
+    assert dead(judge, worker) == []
+    boot.now_us += 1_000_000
+    assert dead(judge, worker) == [worker.id]
+
+
+def test_behind_a_pooler_only_the_lease_counts(store: Store, boot: Boot, judge: Process) -> None:
+    pooled = Process(store, direct=False)
+    pooled.dies()
+    for _ in range(3):
+        assert dead(judge, pooled) == []
+        boot.now_us += 2_000_000
+        judge.renew()
+    boot.now_us += 2_000_000
+    judge.renew()
+    boot.now_us += 2_000_000
+    assert dead(judge, pooled) == []
+
+    pooled.has_been_silent_for(LEASE_US)
+
+    assert dead(judge, pooled) == [pooled.id]
+
+
+def test_silence_is_judged_only_after_one_lease_without_a_gap(boot: Boot, judge: Process, worker: Process) -> None:
+    """After an outage of the server everybody is silent."""
+    worker.has_been_silent_for(LEASE_US)
+    assert dead(judge, worker) == []
+
+    boot.now_us += 30_000_000  # the outage
+    judge.renew()
+    assert dead(judge, worker) == []
+    for _ in range(3):
+        boot.now_us += HEARTBEAT_US
+        judge.renew()
+        assert dead(judge, worker) == []
+    boot.now_us += HEARTBEAT_US
+    judge.renew()
+
+    assert dead(judge, worker) == [worker.id]
+
+
+def test_who_has_no_lease_of_its_own_does_not_judge_silence(store: Store, boot: Boot, worker: Process) -> None:
+    worker.has_been_silent_for(LEASE_US)
+
+    assert asyncio.run(store.database.leases.dead([worker.id])) == []
+    assert asyncio.run(store.database.leases.silent([worker.id])) == [worker.id]
+
+
+def test_after_a_restart_of_the_server_a_free_lock_says_nothing(
+    store: Store, boot: Boot, judge: Process, worker: Process, server: Server
+) -> None:
+    """Everybody's session has ended with it."""
+    worker.dies()
+    until(lambda: not _is_held(store, worker))
+    server.up_for_us = LEASE_US - 1
+    for _ in range(3):
+        assert dead(judge, worker) == []
+        boot.now_us += 1_000_000
+
+    server.up_for_us = LEASE_US
+    assert dead(judge, worker) == []
+    boot.now_us += 1_000_000
+    assert dead(judge, worker) == [worker.id]
+
+
+def test_a_worker_without_a_row_is_dead(store: Store, boot: Boot, judge: Process) -> None:
+    """It finds that out by itself, and takes a new id."""
+    unknown = new_worker_id()
+
+    assert asyncio.run(judge.database.leases.dead([unknown])) == [unknown]
+
+
+def test_a_renewal_that_finds_no_row_tells(store: Store, worker: Process) -> None:
+    with store.system.connect() as connection:
+        connection.execute(f"DELETE FROM {store.system.schema}.workers WHERE id = %s", (worker.id,))  # noqa: S608 - a name of ours
+
+    assert worker.renew() is False
+
+
+def test_a_worker_whose_lease_has_run_out_claims_nothing(store: Store, worker: Process) -> None:
+    """It may have been recovered the next moment. It is not taken for dead by itself, either: its row is there."""
+    run_id = store.start()
+    worker.has_been_silent_for(LEASE_US)
+
+    claimed = worker.database.write_sync(lambda: claim_runs(worker.claimant, 1, ANY_LOSSES))
+    assert (claimed.runs, claimed.suspects, claimed.registered) == ([], [], True)
+
+    worker.renew()
+    claimed = worker.database.write_sync(lambda: claim_runs(worker.claimant, 1, ANY_LOSSES))
+    assert [row["id"] for row in claimed.runs] == [run_id]
+
+
+def test_the_line_takes_the_lock_again_when_it_breaks(store: Store, worker: Process) -> None:
+    """At once, without waiting for a heartbeat: others look every quarter of a second."""
+    with worker.database.changes.line.connection() as connection:
+        pid = connection.info.backend_pid
+    with store.system.connect(autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+    until(lambda: _is_held(store, worker, other_than=pid))
+
+
+def _is_held(store: Store, worker: Process, other_than: int = 0) -> bool:
+    key = module.lock_key(worker.id) & 0xFFFF_FFFF_FFFF_FFFF
+    with store.system.connect(autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s AND pid <> %s",
+            (key >> 32, key & 0xFFFF_FFFF, other_than),
+        ).fetchall()
+    return bool(found)

@@ -1,0 +1,197 @@
+"""Wake-ups between processes: NOTIFY while somebody sleeps, none under load, and everything right without."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from action_retrier._ops.claims import Claimant
+from action_retrier._ops.control import cancel_run, retry_run
+from action_retrier._ops.starts import start_runs
+from action_retrier.drivers import Database, Subscription, open_database
+from action_retrier.drivers.postgres import listener
+from action_retrier.drivers.postgres.connection import channel
+
+from ..stores import LIMIT_S, NAMESPACE, PostgresSystem, Store, until
+
+
+class Sleeper:
+    """A worker that has something to be woken by."""
+
+    def __init__(self, store: Store, database: Database | None = None) -> None:
+        self.worker: Claimant = store.worker("charge", mutations=("done",))
+        self._woken = threading.Event()
+        self.subscription: Subscription = (database or store.database).changes.subscribe(self._woken.set)
+        self.subscription.active = True
+
+    def tune(self, *, busy: bool = False) -> float | None:
+        return asyncio.run(self.subscription.tune(self.worker.id, busy=busy))
+
+    def is_woken(self) -> bool:
+        woken = self._woken.wait(LIMIT_S)
+        self._woken.clear()
+        return woken
+
+    def settle(self) -> None:
+        self._woken.clear()
+
+
+@pytest.fixture
+def other(store: Store) -> Database:
+    """The database as another process has it open."""
+    return store.system.open(store.clock)
+
+
+@pytest.fixture
+def sleeper(store: Store) -> Iterator[Sleeper]:
+    sleeper = Sleeper(store)
+    yield sleeper
+    sleeper.subscription.close()
+
+
+class Ear:
+    """Hears what is notified, and knows when there was nothing."""
+
+    def __init__(self, system: PostgresSystem) -> None:
+        self._channel = channel(system.schema)
+        self._connection: psycopg.Connection[Any] = system.connect(autocommit=True)
+        self._connection.execute(f'LISTEN "{self._channel}"'.encode())
+
+    def heard(self) -> int:
+        """Return how many notifications have come since."""
+        # What is committed earlier is delivered earlier.
+        self._connection.execute("SELECT pg_notify(%s, 'the end')", (self._channel,))
+        for count, one in enumerate(self._connection.notifies(timeout=LIMIT_S)):
+            if one.payload == "the end":
+                return count
+        raise AssertionError("not even the last one came")
+
+
+@pytest.fixture
+def ear(system: PostgresSystem) -> Ear:
+    return Ear(system)
+
+
+def start(store: Store, database: Database) -> str:
+    started = store.starting()
+    database.write_sync(lambda: start_runs(NAMESPACE, [started]))
+    return started.id
+
+
+def test_a_start_of_another_process_wakes_who_sleeps(store: Store, sleeper: Sleeper, other: Database) -> None:
+    assert sleeper.tune() is None
+    sleeper.settle()
+
+    start(store, other)
+
+    assert sleeper.is_woken()
+
+
+def test_a_start_in_a_users_transaction_wakes_at_its_commit(store: Store, sleeper: Sleeper, ear: Ear) -> None:
+    """I6: before that there is nothing to find, and after a rollback there never will be."""
+    sleeper.tune()
+    with store.system.connect() as connection:
+        executor = store.database.executor(connection, writes=True)
+        executor.run_sync(start_runs(NAMESPACE, [store.starting()]))
+        assert ear.heard() == 0
+    assert ear.heard() == 1
+
+    with store.system.connect() as connection:
+        executor = store.database.executor(connection, writes=True)
+        executor.run_sync(start_runs(NAMESPACE, [store.starting()]))
+        connection.rollback()
+    assert ear.heard() == 0
+
+
+def test_whatever_makes_something_due_wakes(store: Store, sleeper: Sleeper, other: Database, ear: Ear) -> None:
+    sleeper.tune()
+    run_id = store.start(on_complete="done", delay_ms=60_000)
+    ear.heard()
+
+    other.write_sync(lambda: cancel_run(NAMESPACE, run_id))
+    assert ear.heard() == 1  # its callback is pending
+
+    plain = store.start()
+    other.write_sync(lambda: cancel_run(NAMESPACE, plain))
+    ear.heard()
+    other.write_sync(lambda: retry_run(NAMESPACE, plain))
+    assert ear.heard() == 1
+
+
+def test_nobody_is_notified_unless_somebody_has_asked_for_it(store: Store, sleeper: Sleeper, ear: Ear) -> None:
+    """A NOTIFY takes a lock that there is one of in the whole server."""
+    store.start()
+
+    assert ear.heard() == 0
+
+
+def test_under_load_nobody_is_notified(store: Store, sleeper: Sleeper, ear: Ear) -> None:
+    """A worker that has more to do than it can take finds the rest by itself."""
+    sleeper.tune()
+    store.start()
+    assert ear.heard() == 1
+
+    assert sleeper.tune(busy=True) == listener._LOOK_S
+    store.start()
+    assert ear.heard() == 0
+
+
+def test_after_load_a_worker_asks_again(store: Store, sleeper: Sleeper, ear: Ear) -> None:
+    sleeper.tune(busy=True)
+    assert sleeper.tune() == listener._LOOK_S  # not at once: each change of mind is a write
+
+    until(lambda: sleeper.tune() is None)
+
+    store.start()
+    assert ear.heard() == 1
+
+
+def test_a_worker_that_is_told_too_often_looks_by_itself(
+    store: Store, sleeper: Sleeper, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_MOST_PER_S", 3)
+    sleeper.tune()
+    until(lambda: bool(store.start()) and len(sleeper.subscription._heard) > 3)
+
+    assert sleeper.tune() == listener._LOOK_S
+    ear.heard()
+    store.start()
+
+    assert ear.heard() == 0
+
+
+@pytest.mark.parametrize("switch", ["notify=false", "direct=false"])
+def test_without_notifications_nothing_is_asked_for(store: Store, ear: Ear, switch: str) -> None:
+    database = open_database(f"{store.system.url}&{switch}", clock=store.clock, auto_migrate=True)
+    sleeper = Sleeper(store, database)
+
+    assert sleeper.tune() is None
+    start(store, database)
+
+    assert ear.heard() == 0
+    assert sleeper.is_woken()  # within its own process it costs nothing
+    assert [row["is_idle"] for row in store.system.table("workers")] == [False]
+    sleeper.subscription.close()
+    database.close()
+
+
+def test_a_line_that_broke_is_opened_again_and_hears(store: Store, sleeper: Sleeper, other: Database) -> None:
+    """What was told meanwhile is lost, so whoever sleeps looks once more."""
+    sleeper.tune()
+    sleeper.settle()
+    line = store.database.changes.line
+    with line.connection() as connection:
+        pid = connection.info.backend_pid
+    with store.system.connect(autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    assert sleeper.is_woken()
+    sleeper.settle()
+
+    start(store, other)
+
+    assert sleeper.is_woken()
+    with line.connection() as connection:
+        assert connection.info.backend_pid != pid
