@@ -58,6 +58,8 @@ TABLES = ("runs", "attempts", "workers")
 class System(Protocol):
     """What tests need of a database system beside the drivers' protocol."""
 
+    url: str
+
     def open(self, clock: Clock, **options: Any) -> Database:
         """Open the database as one more process would, so to speak."""
 
@@ -97,6 +99,7 @@ class SqliteSystem:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "store.db"
+        self.url = f"sqlite:///{self.path}?synchronous=normal"
         self._opened: list[Any] = []
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
@@ -249,6 +252,7 @@ class PostgresSystem:
         self._look = schemas.look
         self.schema = schemas.take()
         self.url = schemas.url_of(self.schema)
+        self.user_url = with_query(schemas.url, f"application_name={self.schema}")
         self._opened: list[Any] = []
 
     def open(self, clock: Clock, **options: Any) -> Database:
