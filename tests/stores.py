@@ -280,6 +280,12 @@ class PostgresSystem:
             connection = BlockingTwin(connection)
         connection.execute(f"INSERT INTO {self.schema}_own.notes (text) VALUES (%s)", (text,))  # noqa: S608
 
+    def read_notes(self, connection: Any) -> list[str]:
+        """Return what a connection sees of it."""
+        if isinstance(connection, psycopg.AsyncConnection):
+            connection = BlockingTwin(connection)
+        return [row[0] for row in connection.execute(f"SELECT text FROM {self.schema}_own.notes").fetchall()]  # noqa: S608
+
     def notes(self) -> list[str]:
         """Return what is committed in it."""
         rows = self._look.execute(f"SELECT text FROM {self.schema}_own.notes ORDER BY number").fetchall()  # noqa: S608
