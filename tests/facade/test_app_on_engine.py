@@ -334,6 +334,13 @@ async def test_where_the_database_is_can_be_shown(api: Program) -> None:
     assert "secret" not in repr(api.app) + api.app.location + api.app._database.url
 
 
+def test_a_password_in_an_engines_query_is_masked() -> None:
+    app = App(create_engine("postgresql+psycopg://user@host/shop?password=secret"))
+
+    assert "secret" not in repr(app) + app._database.url
+    assert app._database._underneath._target.conninfo.count("secret") == 1
+
+
 @pytest.mark.parametrize("isolation", ["serializable", "read committed"])
 async def test_a_transaction_is_isolated_as_asked(api: Program, isolation: Any) -> None:
     if "sqlite" in api.app._database.url:
