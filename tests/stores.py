@@ -76,8 +76,14 @@ class System(Protocol):
     def overwrite(self, run_id: str, **columns: Any) -> None:
         """Change a run's row behind our back, as damage would."""
 
+    def writer(self, database: Database) -> Any:
+        """Return what writes for *database*, after its turn has come."""
+
     def waiting(self, database: Database) -> int:
         """Return how many writes wait for their turn on *database*."""
+
+    def waits_for_a_lock(self) -> bool:
+        """Tell whether a session waits for the end of somebody else's transaction, as far as that can be seen."""
 
     def writer_held(self, database: Database) -> AbstractContextManager[None]:
         """Have writes wait for their turn on *database* meanwhile."""
@@ -134,9 +140,17 @@ class SqliteSystem:
             text = f"UPDATE action_retrier_runs SET {changes} WHERE id = :id"  # noqa: S608
             connection.execute(text, {"id": run_id, **columns})
 
+    def writer(self, database: Any) -> Any:
+        """Return its writing connection."""
+        return database._current_writer
+
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing connection."""
         return len(database._writer._queue)
+
+    def waits_for_a_lock(self) -> bool:
+        """Do not wait for it: whoever has begun to write while somebody else does will wait."""
+        return True
 
     @contextlib.contextmanager
     def writer_held(self, database: Database) -> Iterator[None]:
@@ -273,9 +287,20 @@ class PostgresSystem:
         text = f"UPDATE {self.schema}.runs SET {changes} WHERE id = %(id)s"  # noqa: S608
         self._look.execute(text, {"id": run_id, **columns})
 
+    def writer(self, database: Any) -> Any:
+        """Return its writing session."""
+        return database._writer
+
     def waiting(self, database: Any) -> int:
         """Return how many writes wait for the writing session."""
         return len(database._writer._queue)
+
+    def waits_for_a_lock(self) -> bool:
+        """Ask the server whether somebody waits for somebody else's row."""
+        found = self._look.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'", [self.schema]
+        )
+        return bool(found.fetchall())
 
     @contextlib.contextmanager
     def writer_held(self, database: Database) -> Iterator[None]:

@@ -23,6 +23,7 @@ from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
 
+_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Fate = Literal["written", "busy", "superseded"]
 """What became of a report; a busy run's is to be written again."""
 
@@ -131,10 +132,19 @@ class Completion:
             if _is_being_canceled():
                 raise
             # The outcome stays, and the callback alone is tried again.
-            settled = report.settled(self._postponed(report, error))
-            fate = _fate(report, await self._database.write(lambda: apply_moves([settled])))
+            fate = await self._write_alone(report, self._postponed(report, error))
         _tell(report, fate)
         return fate
+
+    async def _write_alone(self, report: Report, callback: CallbackMark) -> Fate:
+        """Write the end of a run whose callback has failed; its transaction, if cut off, may end a moment later."""
+        settled = report.settled(callback)
+        for pause_s in _PAUSES_S:
+            fate = _fate(report, await self._database.write(lambda: apply_moves([settled])))
+            if fate != "busy":
+                return fate
+            await asyncio.sleep(pause_s)
+        return "busy"
 
     async def _finish_and_call(self, transaction: Transaction, report: Report) -> Fate:
         """Write the end and call back, unless the run is not this attempt's any more, or nobody's for now."""

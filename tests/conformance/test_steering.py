@@ -207,6 +207,15 @@ def test_a_retried_run_has_all_its_executions_again(store: Store) -> None:
     assert [one["number"] for one in store.attempts(run_id)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_retry_gives_no_deadline_to_a_run_that_has_none(store: Store) -> None:
+    run_id = store.start()
+    store.write(cancel_run, NAMESPACE, run_id)
+
+    store.write(retry_run, NAMESPACE, run_id)
+
+    assert store.row(run_id)["deadline_at"] is None
+
+
 @pytest.mark.parametrize("deadline_ms", [1500, 1500.5, 1e300], ids=str)
 def test_retry_starts_the_deadline_anew(store: Store, deadline_ms: float) -> None:
     """The deadline counts from the new due time, just as from the first one."""

@@ -27,7 +27,7 @@ from action_retrier.errors import InvalidArguments
 from action_retrier.results import Completed, Failed, Success
 from action_retrier.testing import ManualClock
 
-from ..stores import SqliteSystem, Store
+from ..stores import SYSTEMS, Store, open_system
 
 storable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 any_text = st.text(st.characters(codec=None))
@@ -137,10 +137,10 @@ def test_any_error_can_be_described(text: str) -> None:
         assert is_storable(told)
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
+@pytest.fixture(scope="module", params=SYSTEMS)
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
-        system = SqliteSystem(Path(folder))
+        system = open_system(request.param, Path(folder))
         store = Store(system, "sync", ManualClock())
         yield store
         store.close()

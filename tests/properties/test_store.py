@@ -1,8 +1,8 @@
 """
 Any sequence of events: the database and a small model agree, and I1 to I9 hold after every step.
 
-The model is what a reader of the documentation would expect, in plain Python; the store is a real
-SQLite file. Attempts and tries that own nothing any more are kept, and report late.
+The model is what a reader of the documentation would expect, in plain Python; the stores are a real
+SQLite file and a real PostgreSQL server. Attempts and tries that own nothing any more are kept, and report late.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from action_retrier.errors import IdempotencyConflict, RunInProgress, RunNotFoun
 from action_retrier.testing import ManualClock
 
 from .. import invariants
-from ..stores import NAMESPACE, SqliteSystem, Store
+from ..stores import NAMESPACE, Store, open_system
 
 ACTIONS = ("charge", "refund")
 MS = 1000
@@ -96,11 +96,13 @@ class Held:
 class StoreMachine(RuleBasedStateMachine):
     """Runs, workers, time and accidents, in any order."""
 
+    on = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
         self.clock = ManualClock()
-        self.system = SqliteSystem(Path(self._folder.name))
+        self.system = open_system(self.on, Path(self._folder.name))
         self.store = Store(self.system, "sync", self.clock)
         self.runs: dict[str, Run] = {}
         self.workers: list[Claimant] = []
@@ -696,11 +698,21 @@ class StoreMachine(RuleBasedStateMachine):
         raise AssertionError
 
 
+class PostgresMachine(StoreMachine):
+    on = "postgres"
+
+
+def examples(count: int) -> settings:
+    return settings(
+        max_examples=count,
+        stateful_step_count=40,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
+
+
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(
-    max_examples=80,
-    stateful_step_count=40,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+TestStore.settings = examples(80)
+TestStoreOnPostgres = PostgresMachine.TestCase
+TestStoreOnPostgres.settings = examples(30)

@@ -447,6 +447,28 @@ def test_a_pending_callback_keeps_others_off_until_it_has_committed(
     assert states == ({"retry": ["pending"], "cleanup": []}[op] if disturbed else ["canceled"])
 
 
+@pytest.mark.parametrize("op", ["cleanup", "retry"])
+def test_who_has_waited_for_a_callback_to_commit_finds_it_done(store: Store, other: Database, op: str) -> None:
+    """I4: what counts is what the run has become, not what it was when the waiting began."""
+    run_id = store.start(on_complete="done")
+    store.write(cancel_run, NAMESPACE, run_id)
+    worker = store.worker(mutations=("done",))
+    store.claim_callbacks(worker)
+    ops = {
+        "retry": lambda: retry_run(NAMESPACE, run_id),
+        "cleanup": lambda: clean_up_run(NAMESPACE, run_id, discard_callback=False),
+    }
+    with store.database.transaction_sync() as transaction:
+        assert transaction.run_sync(finish_callback(run_id, worker.id, 1))
+        waits = in_thread(other.write_sync, ops[op])
+        until(store.system.waits_for_a_lock)
+
+    waits.result(LIMIT_S)
+
+    states = [row["state"] for row in store.system.table("runs")]
+    assert states == {"retry": ["pending"], "cleanup": []}[op]
+
+
 @pytest.mark.parametrize("round_", range(TIMES))
 def test_a_callback_and_the_recovery_of_its_worker(store: Store, other: Database, round_: int) -> None:
     """I4: it is done, or to be called again; never both."""

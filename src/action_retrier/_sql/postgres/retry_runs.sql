@@ -1,11 +1,12 @@
 -- Start failed and canceled runs afresh, under the same ids, and make due those that back off.
 -- In:  namespace, id (NULL = all that the filters leave), actions (JSON array), queue (NULL = any), backing_off (1 = those too), now (us UTC)
 -- Out: the ids.
--- Sleeping workers are notified, see insert_runs.
+-- Sleeping workers are notified, see insert_runs. A row that somebody else has just changed is judged as its lock found
+-- it: by itself the UPDATE would look at what it was when the statement began.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
 ), chosen AS MATERIALIZED (
-    SELECT r.id
+    SELECT r.id, r.state, r.callback_state, r.attempt, r.due_at
       FROM {schema}.runs AS r
      WHERE r.namespace = CAST(:namespace AS text)
        AND (r.id = CAST(:id AS text)
@@ -17,8 +18,9 @@ WITH clock AS MATERIALIZED (
 ), changed AS (
     UPDATE {schema}.runs AS r
        SET due_at = clock.now,
-           deadline_at = CASE r.state WHEN 'pending' THEN r.deadline_at
-                         ELSE clock.now + CAST(least(CAST(CAST(r.options AS json) ->> 'deadline_ms' AS double precision),
+           deadline_at = CASE WHEN r.state = 'pending' THEN r.deadline_at
+                              WHEN CAST(r.options AS json) ->> 'deadline_ms' IS NOT NULL -- which least() would not mind
+                         THEN clock.now + CAST(least(CAST(CAST(r.options AS json) ->> 'deadline_ms' AS double precision),
                                                      31536000000000) * 1000 AS bigint) END, -- a thousand years at most, as at the start
            failures = CASE r.state WHEN 'pending' THEN r.failures ELSE 0 END,
            losses = CASE r.state WHEN 'pending' THEN r.losses ELSE 0 END,
@@ -32,9 +34,10 @@ WITH clock AS MATERIALIZED (
            state = 'pending'
       FROM chosen, clock
      WHERE r.id = chosen.id
-       AND r.callback_state <> 'pending'
-       AND (r.state IN ('failed', 'canceled')
-            OR (CAST(:backing_off AS bigint) = 1 AND r.state = 'pending' AND r.attempt > 0 AND r.due_at > clock.now))
+       AND chosen.callback_state <> 'pending'
+       AND (chosen.state IN ('failed', 'canceled')
+            OR (CAST(:backing_off AS bigint) = 1 AND chosen.state = 'pending' AND chosen.attempt > 0
+                AND chosen.due_at > clock.now))
     RETURNING r.id
 ), told AS MATERIALIZED (
     SELECT pg_catalog.pg_notify('{channel}', '')

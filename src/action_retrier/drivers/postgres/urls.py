@@ -58,6 +58,12 @@ def parse(url: str) -> Target:
     except psycopg.ProgrammingError as error:
         # libpq's own words quote the URL, password included.
         raise ValueError(f"database {mask_password(url)!r} is not a URL that libpq understands") from error
+    if not _is_sound(found):
+        # libpq takes a part of a password that was not encoded for something else, and would show it in its errors.
+        raise ValueError(
+            f"database {mask_password(url)!r} cannot be split into its parts: encode special characters of the "
+            "password (/ as %2F, @ as %40, # as %23, ? as %3F)"
+        )
     schema = ours.get("schema", "action_retrier")
     if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_"):
         raise ValueError(
@@ -72,6 +78,12 @@ def parse(url: str) -> Target:
     )
 
 
+def _is_sound(found: Mapping[str, object]) -> bool:
+    ports = str(found.get("port") or "").split(",")
+    names = (str(found.get(name) or "") for name in ("host", "dbname"))
+    return all(not port or port.isdecimal() for port in ports) and not any("@" in name for name in names)
+
+
 def _truth(name: str, word: str) -> bool:
     try:
         return _WORDS[word.lower()]
@@ -83,5 +95,5 @@ def _location(found: Mapping[str, object]) -> str:
     hosts = str(found.get("host") or found.get("hostaddr") or "localhost").split(",")
     ports = str(found.get("port") or "5432").split(",")
     ports = ports * len(hosts) if len(ports) == 1 else ports
-    where = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+    where = ",".join(f"{host}:{port or 5432}" for host, port in zip(hosts, ports, strict=False))
     return f"postgresql://{where}/{found.get('dbname') or found.get('user') or ''}"
