@@ -284,7 +284,7 @@ async def test_a_mutation_that_takes_too_long_loses_its_transaction(api: Program
         if api.is_async:
             while not given_up.is_set():
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0.01)
+                    await asyncio.wait({asyncio.get_running_loop().create_future()}, timeout=0.01)
         else:
             assert given_up.wait(30)
         try:

@@ -263,14 +263,36 @@ def test_a_nested_block_after_a_call_is_a_savepoint(sqlite: SqliteSystem, app: A
 
 
 def test_a_recipe_session_begins_as_a_writer(sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine) -> None:
-    """SQLAlchemy's BEGIN is a reader's, which another writer's commit would outdate between two of our statements."""
+    """SQLAlchemy's BEGIN is a reader's, and what that has read another writer may outdate: the lock comes first."""
     follow_the_recipe(engine)
     retrier = SyncActionRetrier(app)
+    others: list[str] = []
+
+    def write_meanwhile(statement: str) -> None:
+        if "action_retrier" in statement:
+            other = sqlite.connect(timeout=0)
+            try:
+                sqlite.write_note(other, f"after {len(others)}")
+                other.commit()
+            except sqlite3.OperationalError as error:
+                others.append(str(error))
+
+    retrier.list(app)
     with Session(engine) as session:
+        session.connection().connection.driver_connection.set_trace_callback(write_meanwhile)
         retrier.run(session, "charge")
-        other = sqlite.connect(timeout=0)
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            other.execute("BEGIN IMMEDIATE")
+        session.connection().connection.driver_connection.set_trace_callback(None)
+        session.commit()
+    assert set(others) == {"database is locked"}
+    assert len(sqlite.notes()) <= 1  # before the first of our statements, which takes the lock
+
+
+def test_a_database_without_tables_is_refused_in_a_transaction(sqlite: SqliteSystem, app: App, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        with pytest.raises(InvalidContext, match="no tables"):
+            SyncActionRetrier(app).run(other, "charge")
+        assert other.in_transaction
 
 
 def test_a_session_that_failed_is_refused(sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine) -> None:
