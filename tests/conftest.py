@@ -1,6 +1,7 @@
 """What the tests of storage share, whatever they look at: time that stands still, and each database system."""
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from .stores import System, open_system, systems_for
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what needs a system on each, unless its module is named after the one that it is about."""
+    """Run what needs a system on each, unless it is about SQLite or its module is named after one."""
     if "system" in metafunc.fixturenames:
-        metafunc.parametrize("system", systems_for(metafunc.module), indirect=True, scope="function")
+        about_sqlite = (
+            metafunc.definition.get_closest_marker("sqlite") or "database" in signature(metafunc.function).parameters
+        )
+        systems = ["sqlite"] if about_sqlite else systems_for(metafunc.module)
+        metafunc.parametrize("system", systems, indirect=True, scope="function")
 
 
 @pytest.fixture

@@ -58,6 +58,8 @@ TABLES = ("runs", "attempts", "workers")
 class System(Protocol):
     """What tests need of a database system beside the drivers' protocol."""
 
+    url: str
+
     def open(self, clock: Clock, **options: Any) -> Database:
         """Open the database as one more process would, so to speak."""
 
@@ -97,6 +99,7 @@ class SqliteSystem:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "store.db"
+        self.url = f"sqlite:///{self.path}?synchronous=normal"
         self._opened: list[Any] = []
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
@@ -249,6 +252,7 @@ class PostgresSystem:
         self._look = schemas.look
         self.schema = schemas.take()
         self.url = schemas.url_of(self.schema)
+        self.user_url = with_query(schemas.url, f"application_name={self.schema}")
         self._opened: list[Any] = []
 
     def open(self, clock: Clock, **options: Any) -> Database:
@@ -275,6 +279,12 @@ class PostgresSystem:
         if isinstance(connection, psycopg.AsyncConnection):
             connection = BlockingTwin(connection)
         connection.execute(f"INSERT INTO {self.schema}_own.notes (text) VALUES (%s)", (text,))  # noqa: S608
+
+    def read_notes(self, connection: Any) -> list[str]:
+        """Return what a connection sees of it."""
+        if isinstance(connection, psycopg.AsyncConnection):
+            connection = BlockingTwin(connection)
+        return [row[0] for row in connection.execute(f"SELECT text FROM {self.schema}_own.notes").fetchall()]  # noqa: S608
 
     def notes(self) -> list[str]:
         """Return what is committed in it."""

@@ -52,6 +52,7 @@ class Claiming:
         """How many claims there have been."""
         self._lost_races = 0
         self._lanes = Lanes()
+        self._suspects_are_due = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
         self._asked_s = 0.0
         self._stopping = False
@@ -120,6 +121,7 @@ class Claiming:
             if everywhere:
                 self._lanes.pace.took(self._asked_s, self._loop.time())
                 self._lanes.found(due.lanes)
+                self._suspects_are_due = due.suspects_are_due
             if due.callbacks_us is not None and due.callbacks_us <= 0:
                 self._reporter.callbacks_are_due()
             if due.deadline_us is not None and due.deadline_us <= 0 and await self._maintenance.expire():
@@ -154,7 +156,8 @@ class Claiming:
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
         claimant = self._incarnation.claimant
-        allowance = self._executions.suspects.allowance(self._loop.time())
+        # A claim asks for suspects only after a look has seen some: mostly there are none.
+        allowance = self._executions.suspects.allowance(self._loop.time()) if self._suspects_are_due else 0
         self.is_under_way = True
         self.count += 1
         try:

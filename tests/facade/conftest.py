@@ -22,10 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import psycopg
 import pytest
 
 from action_retrier import ActionCtx, ActionRetrier, App, Completed, SyncActionCtx, SyncActionRetrier
 from action_retrier.testing import ManualClock
+
+from ..stores import SqliteSystem, System
 
 LIMIT_S = 30
 """How long any single wait may take before its test fails."""
@@ -103,18 +106,24 @@ class Scripted:
 
 
 class Colour:
-    """An App on a database file with a retrier of one colour; `await` whatever you call, in both.
+    """An App on a database with a retrier of one colour; `await` whatever you call, in both.
 
     "async" calls in the test's own event loop. "sync" calls in a thread of its own that has no event loop.
     """
 
-    def __init__(self, name: str, database: Path, clock: ManualClock, lane: Lane | None = None, **options: Any) -> None:
+    def __init__(self, name: str, system: System, clock: ManualClock, lane: Lane | None = None, **options: Any) -> None:
         self.name = name
-        self.database = database
+        self.system = system
         self.clock = clock
         self._lane = lane or Lane()
-        self.app = App(f"sqlite:///{database}", clock=clock, **options)
+        self.app = App(system.url, clock=clock, **options)
         self.retrier = self.new_retrier()
+
+    @property
+    def database(self) -> Path:
+        """The file, on SQLite."""
+        assert isinstance(self.system, SqliteSystem)
+        return self.system.path
 
     @property
     def is_async(self) -> bool:
@@ -122,7 +131,7 @@ class Colour:
 
     def sibling(self, **options: Any) -> "Colour":
         """Another App on the same database, as another service has one."""
-        return Colour(self.name, self.database, self.clock, self._lane, **options)
+        return Colour(self.name, self.system, self.clock, self._lane, **options)
 
     def new_retrier(self, **options: Any) -> Any:
         return (ActionRetrier if self.is_async else SyncActionRetrier)(self.app, **options)
@@ -189,9 +198,13 @@ class Colour:
     # -- the user's own database handle and table --------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def connection(self, path: Path | None = None, **options: Any) -> AsyncIterator[sqlite3.Connection]:
+    async def connection(self, path: Path | None = None, **options: Any) -> AsyncIterator[Any]:
         """The user's own connection. What it does in the test's body goes through `call`."""
-        connection = await self.call(sqlite3.connect, path or self.database, **options)
+        if isinstance(self.system, SqliteSystem):
+            connection = await self.call(sqlite3.connect, path or self.database, **options)
+        else:
+            kind = psycopg.AsyncConnection if self.is_async else psycopg.Connection
+            connection = await self.call(kind.connect, self.system.user_url, **options)
         try:
             yield connection
         finally:
@@ -199,8 +212,7 @@ class Colour:
 
     def notes(self) -> list[str]:
         """What is committed in the user's table `notes`."""
-        with contextlib.closing(sqlite3.connect(self.database)) as connection:
-            return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
+        return self.system.notes()
 
     # -- actions and results -----------------------------------------------------------------------------------
 
@@ -307,14 +319,10 @@ class Gate:
         self.open()
 
 
-def write_note(handle: Any, text: str) -> None:
-    """Write to the user's own table through a connection or a MutationCtx."""
-    getattr(handle, "db", handle).execute("INSERT INTO notes (text) VALUES (?)", (text,))
-
-
 @pytest.fixture
-def note() -> Callable[[Any, str], None]:
-    return write_note
+def note(system: System) -> Callable[[Any, str], None]:
+    """Write to the user's own table through a connection or a MutationCtx."""
+    return lambda handle, text: system.write_note(getattr(handle, "db", handle), text)
 
 
 @pytest.fixture
@@ -323,13 +331,10 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
-    """A database file that holds a table of the user's own."""
-    path = tmp_path / "app.db"
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE notes (text TEXT NOT NULL)")
-        connection.commit()
-    return path
+def database(system: System) -> Path:
+    """A database file that holds a table of the user's own: whoever asks for it runs on SQLite only."""
+    assert isinstance(system, SqliteSystem)
+    return system.path
 
 
 @pytest.fixture(params=["async", "sync"])
@@ -338,21 +343,21 @@ def colour(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def api(colour: str, database: Path, clock: ManualClock) -> AsyncIterator[Colour]:
+async def api(colour: str, system: System, clock: ManualClock) -> AsyncIterator[Colour]:
     """An open App and its retrier, once in each colour."""
-    async with Colour(colour, database, clock) as opened:
+    async with Colour(colour, system, clock) as opened:
         yield opened
 
 
 @pytest.fixture
-async def async_api(database: Path, clock: ManualClock) -> AsyncIterator[Colour]:
-    async with Colour("async", database, clock) as opened:
+async def async_api(system: System, clock: ManualClock) -> AsyncIterator[Colour]:
+    async with Colour("async", system, clock) as opened:
         yield opened
 
 
 @pytest.fixture
-async def sync_api(database: Path, clock: ManualClock) -> AsyncIterator[Colour]:
-    async with Colour("sync", database, clock) as opened:
+async def sync_api(system: System, clock: ManualClock) -> AsyncIterator[Colour]:
+    async with Colour("sync", system, clock) as opened:
         yield opened
 
 

@@ -14,10 +14,13 @@ class Order:
     placed_at: datetime
 
 
+told: list[str] = []
+
+
 def ship(ctx: SyncActionCtx, order: Order) -> Order:
     assert isinstance(order, Order)
     return order
 
 
 def shipped(ctx: MutationCtx, result: RunResult, context: Order) -> None:
-    ctx.db.execute("INSERT INTO notes (text) VALUES (?)", (f"{result.type} {type(context).__name__}",))
+    told.append(f"{result.type} {type(context).__name__}")

@@ -19,6 +19,7 @@ from action_retrier._worker import Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
 WRITES_LOST = 3
+DISK = pytest.mark.sqlite("the disk is full for the one connection that writes")
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     return disk
 
 
+@DISK
 @pytest.mark.parametrize("calls_back", [False, True])
 async def test_outcomes_that_could_not_be_written_are_written_later(api, full_disk, *, calls_back):
     """What has ended is reported once the disk has room again: no run stays `running`."""
@@ -67,6 +69,7 @@ async def test_outcomes_that_could_not_be_written_are_written_later(api, full_di
     assert api.notes() == ([run_id] if calls_back else [])
 
 
+@DISK
 async def test_callbacks_that_were_claimed_are_called_though_the_disk_was_full(api, full_disk, note):
     """Promise 4: whatever fails in between, a claimed callback is called as long as its worker lives."""
 

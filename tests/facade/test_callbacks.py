@@ -244,7 +244,7 @@ async def test_completion_and_callback_commit_together(api, note):
     @api.app.mutation(name="called_back")
     def callback(ctx: MutationCtx, run_id: str) -> None:
         note(ctx, "written")
-        with contextlib.closing(sqlite3.connect(api.database)) as outside:
+        with contextlib.closing(api.system.connect()) as outside:
             seen.append(SyncActionRetrier(api.app).status(outside, run_id))
         seen.append(api.notes())
 

@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ CANARY = "canary-7f3a9c-tweet"
 def undecorated() -> None: ...
 
 
-async def provoke(api: Any, name: str) -> tuple[RetrierError, str]:
+async def provoke(api: Any, name: str, folder: Path) -> tuple[RetrierError, str]:
     """Make the error *name* happen; it, and the offending value that it must mention."""
 
     @api.app.action(name="charge")
@@ -63,8 +64,8 @@ async def provoke(api: Any, name: str) -> tuple[RetrierError, str]:
     if name == "RunSucceeded":
         async with api.worker() as worker:
             await worker.until_idle()
-    elsewhere = App(f"sqlite:///{api.database.parent / 'elsewhere.db'}", auto_migrate=False)
-    nowhere = App(f"sqlite:///{api.database.parent / 'no-such-folder' / 'runs.db'}")
+    elsewhere = App(f"sqlite:///{folder / 'elsewhere.db'}", auto_migrate=False)
+    nowhere = App(f"sqlite:///{folder / 'no-such-folder' / 'runs.db'}")
     provocations: dict[str, tuple[Any, str]] = {
         "RunNotFound": (lambda: api.status(api.app, "no-such-run"), "no-such-run"),
         "RunInProgress": (lambda: api.cleanup(api.app, run_id), run_id),
@@ -101,9 +102,9 @@ def test_the_root_is_an_ordinary_exception():
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_error_says_the_offending_value(api, name):
+async def test_each_error_says_the_offending_value(api, tmp_path, name):
     """Each says what was wrong, with the offending value, and what to do."""
-    error, offending = await provoke(api, name)
+    error, offending = await provoke(api, name, tmp_path)
     message = str(error)
     assert len(message.split()) >= 4, "a sentence, not a word"
     assert offending in message.replace(",", "").replace("_", "") or offending in message
@@ -111,9 +112,9 @@ async def test_each_error_says_the_offending_value(api, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_error_survives_pickle_and_copy(api, name):
+async def test_each_error_survives_pickle_and_copy(api, tmp_path, name):
     """Errors cross process borders: type, message and attributes survive."""
-    error, _ = await provoke(api, name)
+    error, _ = await provoke(api, name, tmp_path)
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):  # noqa: S301 - our own
         assert type(other) is type(error)
         assert str(other) == str(error)
@@ -137,9 +138,9 @@ def test_a_wrong_delay_of_retry_after_is_refused(delay_ms):
 
 
 @pytest.mark.parametrize("name", ["RunNotFound", "RunInProgress", "RunSucceeded"])
-async def test_an_error_about_a_run_holds_its_id(api, name):
+async def test_an_error_about_a_run_holds_its_id(api, tmp_path, name):
     """Each error has keyword attributes."""
-    error, offending = await provoke(api, name)
+    error, offending = await provoke(api, name, tmp_path)
     assert error.run_id == offending
 
 
@@ -234,6 +235,7 @@ SCRIPT = """
 import logging
 import os
 import sys
+from pathlib import Path
 
 if len(sys.argv) > 1 and sys.argv[1] == "root":
     logging.basicConfig(stream=sys.stdout, format="LINE %(levelname)s %(name)s %(message)s")

@@ -1,6 +1,5 @@
 """Starting an ended run afresh, and removing it: by hand and after `retention_days`."""
 
-import sqlite3
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +18,8 @@ from action_retrier import (
     Success,
     SyncActionCtx,
 )
+
+from ..stores import TABLES
 
 DAY_MS = 24 * 3_600_000
 
@@ -285,13 +286,8 @@ async def test_cleanup_leaves_nothing_of_the_run_behind(api):
         await api.result(worker, run_id)
         await api.result(worker, other)
     await api.cleanup(api.app, run_id)
-    mentions = []
-    connection = sqlite3.connect(api.database)
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    for table in tables:
-        rows = connection.execute(f'SELECT * FROM "{table}"').fetchall()  # noqa: S608 - names from the catalogue
-        mentions += [(table, row) for row in rows if run_id in map(str, row)]
-    connection.close()
+    rows = [row for name in TABLES for row in api.system.table(name)]
+    mentions = [row for row in rows if run_id in map(str, row.values())]
     assert mentions == []
     assert len((await api.get(api.app, other)).attempts) == 4
 

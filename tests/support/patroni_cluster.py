@@ -5,15 +5,14 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
-from postgres_server import VERSION, as_nobody, binaries, free_port, own
+from postgres_server import VERSION, as_nobody, binaries, free_port, own, wait_until
 
 NODES = 3
 TTL_S = 20
@@ -25,13 +24,6 @@ def why_not() -> str:
     """Return why there cannot be one here; empty if there can."""
     missing = [program for program in ("patroni", "etcd") if shutil.which(program) is None]
     return f"not installed: {', '.join(missing)} (on Debian: apt install patroni etcd-server)" if missing else ""
-
-
-def _until(is_true: Callable[[], Any], problem: Callable[[], str]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < give_up_at, problem()
-        time.sleep(0.05)
 
 
 class Node:
@@ -138,7 +130,7 @@ class Patroni:
         }
         for number in range(NODES):
             self._nodes.append(Node(self._folder / f"node{number}", port, {"bootstrap": bootstrap}))
-        _until(lambda: self._has("primary") and self._has("sync"), self._logs)
+        wait_until(lambda: self._has("primary") and self._has("sync"), self._logs, PATIENCE_S)
 
     def _start_etcd(self) -> int:
         folder = self._folder / "etcd"
@@ -176,7 +168,7 @@ class Patroni:
 
     def take_over(self) -> None:
         """Wait until one of the others has been made the leader."""
-        _until(lambda: any(node.takes_writes() for node in self._nodes), self._logs)
+        wait_until(lambda: any(node.takes_writes() for node in self._nodes), self._logs, PATIENCE_S)
 
     def stop(self) -> None:
         """End everything."""

@@ -23,6 +23,11 @@ Address: TypeAlias = "str | Engine | AsyncEngine"
 """What leads to a database: a URL, or an engine of SQLAlchemy's."""
 Colour = Literal["async", "sync"]
 Isolation = Literal["serializable", "read committed"]
+LENT = (
+    "the transaction is ended by whoever lent it, together with all else that belongs to it, and by nobody else. "
+    "Return (or leave the block) to commit, raise to roll back"
+)
+"""What user code is told that ends, or tries to end, the transaction that it holds."""
 IDLE_S = 10.0
 """How long user code may leave a transaction idle, unless it says how long it needs."""
 

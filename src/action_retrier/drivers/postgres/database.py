@@ -256,7 +256,7 @@ class PostgresDatabase:
             with translated(self._target), deadlines.within(CALL_S, connection):
                 mark = begin(connection, isolation, marked=self._marked, idle_s=idle_s)
                 if lock_timeout:
-                    connection.execute(WAIT_FOR_LOCKS)
+                    tell(connection, WAIT_FOR_LOCKS)
                 return mark
 
         with self._pool.begun(begin_here) as (connection, mark):

@@ -14,6 +14,8 @@ from psycopg import sql
 from psycopg.abc import Query
 from psycopg.rows import tuple_row
 
+from .. import LENT
+
 _NOT_CODE = re.compile(
     r"""
     '(?:[^'\\]|''|\\.)*'            # a literal
@@ -52,10 +54,7 @@ class _Guard:
         """Note what was tried, and raise."""
         assert self.tried is not None
         self.tried.append(what)
-        raise psycopg.ProgrammingError(
-            f"user code tried to {what}: the transaction commits together with the record that it is done. "
-            "Return to commit, raise to roll back"
-        )
+        raise psycopg.ProgrammingError(f"user code tried to {what}: {LENT}")
 
     def check(self, query: Query) -> None:
         """Refuse a statement that would end the transaction."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
-from .. import Colour
+from .. import LENT, Colour
 from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
@@ -96,8 +96,7 @@ class PostgresTransaction:
             tried, guard.tried = guard.tried or [], outer
         if tried:
             raise RuntimeError(
-                f"user code tried to {tried[0]}: the transaction commits together with the record that it is done, "
-                "so nobody else may end it. Return to commit, raise to roll back"
+                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: {LENT}"
             ) from problem
         if problem is not None:
             raise problem
@@ -187,7 +186,4 @@ def _smuggled() -> Iterator[None]:
     try:
         yield
     except (psycopg.errors.InvalidSavepointSpecification, psycopg.errors.NoActiveSqlTransaction) as error:
-        raise RuntimeError(
-            "user code ended the transaction behind ctx.db: it commits together with the record that it is done, "
-            "so nobody else may end it. Return to commit, raise to roll back"
-        ) from error
+        raise RuntimeError(f"user code ended the transaction behind ctx.db: {LENT}") from error

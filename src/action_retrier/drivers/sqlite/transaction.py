@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from ..._clock import Clock
 from ..._statements import Op, Rows, Statement, adrive, drive
-from .. import Colour
+from .. import LENT, Colour
 from .connection import ISOLATION, execute, translated
 
 T = TypeVar("T")
@@ -236,9 +236,7 @@ class SqliteTransaction:
                     self._connection.isolation_level = ISOLATION
         if tried:
             raise RuntimeError(
-                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: the transaction is "
-                "ended by whoever lent it, together with all else that belongs to it, and by nobody else. Return "
-                "(or leave the block) to commit, raise to roll back"
+                f"user code tried to {', '.join(sorted(set(tried)))} through ctx.db: {LENT}"
             ) from problem
         if problem is not None:
             raise problem

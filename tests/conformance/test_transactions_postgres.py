@@ -1,0 +1,312 @@
+"""Transactions on PostgreSQL: rows that somebody else holds, sessions that die, servers that do not answer."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from action_retrier._clock import SystemClock
+from action_retrier._lifecycle import Succeeded
+from action_retrier._ops.control import cancel_run, load_status
+from action_retrier._ops.reports import apply_moves
+from action_retrier._ops.starts import start_runs
+from action_retrier._ops.workers import list_workers, recover_worker
+from action_retrier._statements import Op, Statement
+from action_retrier.drivers import Database, open_database
+from action_retrier.drivers.postgres import commits, session
+from action_retrier.errors import DatabaseUnavailable, RunNotFound
+from action_retrier.results import Canceled, Completed, InProgress, Success
+
+from ..stores import LIMIT_S, NAMESPACE, Store, in_thread, until
+from ..support.postgres_server import running_server
+from .bench import Bench
+
+
+class Bug(Exception):
+    """What makes a transaction roll back."""
+
+
+@contextlib.contextmanager
+def held(other: Database, *ops: Callable[[], Op[Any]], commit: bool = False) -> Iterator[None]:
+    """Have a user's transaction hold what operations write, until the block ends."""
+    with contextlib.suppress(Bug), other.transaction_sync() as transaction:
+        for op in ops:
+            transaction.run_sync(op())
+        yield
+        if not commit:
+            raise Bug
+
+
+@pytest.fixture
+def other(store: Store) -> Database:
+    """The same database, opened once more, as another process would."""
+    return store.system.open(store.clock)
+
+
+# Rows that a user's open transaction holds.
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_a_run_that_somebody_is_canceling_is_busy_and_its_neighbours_are_written(
+    store: Store, other: Database, *, commit: bool
+) -> None:
+    """I3, I5: nobody waits for a user's transaction, and what it decides is obeyed."""
+    run_ids = [store.start() for _ in range(3)]
+    worker = store.worker()
+    settled = [store.settled(row, worker, Succeeded("1")) for row in store.claim(worker).runs]
+
+    with held(other, lambda: cancel_run(NAMESPACE, run_ids[1]), commit=commit):
+        assert store.write(apply_moves, settled) == ({run_ids[0], run_ids[2]}, {run_ids[1]})
+        assert store.status(run_ids[0]) == Completed(Success(1))
+        assert store.status(run_ids[1]) == InProgress()
+
+    assert store.write(apply_moves, settled) == (set() if commit else {run_ids[1]}, set())
+    assert store.status(run_ids[1]) == Completed(Canceled() if commit else Success(1))
+
+
+def test_a_dead_workers_row_stays_until_all_it_had_is_settled(store: Store, other: Database) -> None:
+    """I1: else nobody would ask after the run that was left."""
+    kept, settled = store.start(), store.start()
+    dead = store.worker()
+    store.claim(dead)
+
+    with held(other, lambda: cancel_run(NAMESPACE, kept)):
+        assert store.write(recover_worker, dead.id, store.rng) == (1, False)
+        assert store.row(settled)["state"] == "pending"
+        assert [row["id"] for row in store.read(list_workers, NAMESPACE)] == [dead.id]
+
+    assert store.write(recover_worker, dead.id, store.rng) == (1, True)
+    assert store.row(kept)["state"] == "pending"
+    assert store.read(list_workers, NAMESPACE) == []
+
+
+def test_a_dead_workers_row_stays_while_somebody_holds_its_callback(store: Store, other: Database) -> None:
+    """I4: the same for a callback that it was calling."""
+    run_id = store.start(on_complete="done")
+    store.write(cancel_run, NAMESPACE, run_id)
+    dead = store.worker(mutations=("done",))
+    store.claim_callbacks(dead)
+
+    def hold() -> Op[None]:
+        yield Statement("postpone_callback", {**FENCE, "id": run_id, "worker": dead.id, "tries": 1})
+
+    with held(other, hold):
+        assert store.write(recover_worker, dead.id, store.rng) == (0, False)
+        assert store.row(run_id)["callback_worker"] == dead.id
+
+    assert store.write(recover_worker, dead.id, store.rng) == (0, True)
+    assert (store.row(run_id)["callback_worker"], store.row(run_id)["callback_losses"]) == (None, 1)
+
+
+FENCE: dict[str, Any] = {"delay": 1, "error": "", "traceback": None}
+
+
+async def test_a_report_of_a_busy_run_is_told_back_to_be_tried_again(bench: Bench) -> None:
+    """I3: with its callback, which is not called before the row is ours."""
+    bench.callback(lambda ctx: bench.note(ctx, "called"))
+    row = bench.claimed()
+    other = bench.store.system.open(bench.store.clock)
+    report = bench.report(row)
+
+    with held(other, lambda: cancel_run(NAMESPACE, row["id"])):
+        assert await bench.completion.complete([report]) == [report]
+        assert await bench.completion.write([report]) == [report]
+        assert (bench.notes, bench.state(row)) == ([], ("running", "none", 0))
+
+    assert await bench.completion.complete([report]) == []
+    assert (bench.notes, bench.state(row)) == (["called"], ("succeeded", "done", 1))
+
+
+def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Database) -> None:
+    """Whoever wants the same key waits for it apart; everybody else goes on."""
+    first, second = store.starting(key="k"), store.starting(key="k")
+    with held(other, lambda: start_runs(NAMESPACE, [first]), commit=True):
+        waits = in_thread(lambda: store.database.write_sync(lambda: start_runs(NAMESPACE, [second]), apart=True))
+        until(store.system.waits_for_a_lock)
+        assert store.status(store.start()) == InProgress()
+        assert not waits.done()
+
+    assert waits.result(LIMIT_S) == [first.id]
+
+
+# Sessions that die.
+
+
+def end_sessions(store: Store) -> int:
+    """Have the server end every session of ours, as an administrator would, or a failover."""
+    with psycopg.connect(store.system.url.partition("?")[0], autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s",
+            [store.system.schema],  # type: ignore[attr-defined]
+        )
+        return len(ended.fetchall())
+
+
+def test_whatever_comes_after_a_lost_session_opens_another_one(store: Store) -> None:
+    """Reads, writes, transactions for user code and calls beside the queue."""
+    run_id = store.start()
+    with store.transaction() as transaction:
+        transaction.note("before")
+    assert store.status(run_id) == InProgress()
+    assert end_sessions(store) >= 3
+
+    assert store.status(run_id) == InProgress()
+    assert end_sessions(store)
+    with store.transaction() as transaction:
+        transaction.note("after")
+    assert end_sessions(store)
+    assert store.database.write_sync(lambda: cancel_run(NAMESPACE, run_id), apart=True)
+    assert store.system.notes() == ["before", "after"]
+    assert store.status(store.start()) == InProgress()
+
+
+def test_an_operation_whose_session_is_lost_in_the_midst_of_it_is_done_once(store: Store) -> None:
+    """I6: what it had written is gone with the session, and it is done again."""
+    starts = [store.starting(), store.starting()]
+    tries = []
+
+    def start_both() -> Op[None]:
+        yield from start_runs(NAMESPACE, starts[:1])
+        tries.append(1)
+        if len(tries) == 1:
+            assert end_sessions(store)
+        yield from start_runs(NAMESPACE, starts[1:])
+
+    store.write(start_both)
+
+    assert len(tries) == 2
+    assert {row["id"] for row in store.system.table("runs")} == {start.id for start in starts}
+
+
+def test_a_users_transaction_whose_session_is_lost_says_so(store: Store) -> None:
+    """I6: it is not done again by itself: what user code has done beside it is not ours to repeat."""
+    start = store.starting()
+    with pytest.raises(DatabaseUnavailable), store.transaction() as transaction:
+        transaction.run(start_runs, NAMESPACE, [start])
+        assert end_sessions(store)
+        transaction.run(load_status, NAMESPACE, start.id)
+
+    with pytest.raises(RunNotFound):
+        store.status(start.id)
+
+
+@pytest.mark.parametrize("fate", ["committed", "rolled back", "unknown"])
+def test_a_write_whose_commit_got_no_answer_is_done_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    """I2, I6: looked up where the server knows, else done again under its id."""
+    commit, lost = commits.commit, []
+
+    def lossy(connection: Any, target: Any, mark: Any) -> None:
+        if lost:
+            commit(connection, target, mark)
+            return
+        lost.append(mark)
+        if fate != "rolled back":
+            commit(connection, target, mark)
+        connection.close()
+        raise commits.CommitInDoubt(target, None if fate == "unknown" else mark)
+
+    monkeypatch.setattr(session, "commit", lossy)
+    start = store.starting()
+
+    assert store.write(start_runs, NAMESPACE, [start]) == [start.id]
+
+    assert len(lost) == 1
+    assert [row["id"] for row in store.system.table("runs")] == [start.id]
+
+
+# Transactions that others disturb.
+
+
+@pytest.mark.parametrize("flavour", ["def", "async def"])
+async def test_a_mutation_that_could_not_be_serialized_is_done_again(bench: Bench, flavour: str) -> None:
+    """40001: what it read was changed by somebody who committed first."""
+    system, seen = bench.store.system, []
+    with system.connect() as first:
+        system.write_note(first, "read by both")
+
+    def count(ctx: Any) -> None:
+        seen.append(len(system.read_notes(ctx.db)))  # type: ignore[attr-defined]
+        bench.note(ctx, f"saw {seen[-1]}")
+        if len(seen) == 1:
+            with system.connect() as other:
+                other.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+                system.read_notes(other)  # type: ignore[attr-defined]
+                system.write_note(other, "in between")
+
+    async def count_async(ctx: Any) -> None:
+        count(ctx)
+
+    bench.callback(count if flavour == "def" else count_async, "count")
+
+    await bench.mutations.run("count", None)
+
+    assert seen == [1, 2]
+    assert bench.notes == ["read by both", "in between", "saw 2"]
+
+
+async def test_a_mutation_that_was_the_victim_of_a_deadlock_is_done_again(bench: Bench) -> None:
+    """40P01: two that lock the same rows in different orders."""
+    system, tries, threads = bench.store.system, [], []
+    with system.connect() as setup:
+        for text in ("a", "b"):
+            system.write_note(setup, text)
+    lock = f"UPDATE {system.schema}_own.notes SET text = text WHERE text = %s"  # type: ignore[attr-defined] # noqa: S608
+    other = system.connect()
+    other.execute("SET deadlock_timeout = '1h'")
+    other.execute(lock, ["b"])
+
+    def cross(ctx: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            ctx.db.execute("SET LOCAL deadlock_timeout = '1ms'")
+            ctx.db.execute(lock, ["a"])
+            threads.append(in_thread(lambda: (other.execute(lock, ["a"]), other.commit())))
+            until(system.waits_for_a_lock)
+            ctx.db.execute(lock, ["b"])
+        ctx.db.execute(lock, ["b"])
+
+    bench.callback(cross, "cross", isolation="read committed")
+
+    await bench.mutations.run("cross", None)
+
+    assert len(tries) == 2
+    threads[0].result(LIMIT_S)
+
+
+# A server that does not answer.
+
+
+def test_a_server_that_was_stopped_is_given_up_and_used_again_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither TCP nor libpq notices: the deadline does, and the connection is not used again."""
+    monkeypatch.setattr(session, "CALL_S", 0.3)
+    monkeypatch.setattr(session, "PATIENCE_S", 0.5)
+    with running_server() as server:
+        database = open_database(f"{server.url}?connect_timeout=2", clock=SystemClock(), auto_migrate=True)
+        with contextlib.closing(database):
+            assert database.write_sync(lambda: list_workers(NAMESPACE)) == []
+            before = database._writer._connection  # type: ignore[attr-defined]
+            stopped = [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]
+            for process in stopped:
+                process.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            try:
+                with pytest.raises(DatabaseUnavailable):
+                    database.write_sync(lambda: list_workers(NAMESPACE))
+            finally:
+                for process in stopped:
+                    process.send_signal(signal.SIGCONT)
+            assert time.monotonic() - began < 10
+            assert before.closed
+
+            assert database.write_sync(lambda: list_workers(NAMESPACE)) == []
+            assert database._writer._connection is not before  # type: ignore[attr-defined]
