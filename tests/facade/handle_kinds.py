@@ -281,7 +281,7 @@ async def in_loop(function: Callable[..., Any], *args: Any) -> Any:
 
 def make_app(system: Any, clock: ManualClock) -> App:
     """Return an App on the system."""
-    return App(f"sqlite:///{system.path}" if hasattr(system, "path") else system.url, clock=clock)
+    return App(system.url, clock=clock)
 
 
 def retrier_of(app: App, colour: str) -> Any:

@@ -23,7 +23,7 @@ from action_retrier import App, InProgress, InvalidContext, MutationCtx, RunNotF
 from action_retrier.testing import ManualClock
 
 from ..stores import in_thread, postgres_url
-from .conftest import Colour
+from .conftest import Colour, Lane
 
 DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+psycopg async", "postgresql+asyncpg"]
 
@@ -90,9 +90,11 @@ def colored(engine: Any, body: Callable[..., Any]) -> Callable[..., Any]:
 class Program(Colour):
     """A user's program around an engine."""
 
-    def __init__(self, engine: Any, database: Path, clock: ManualClock) -> None:
-        super().__init__("async" if isinstance(engine, AsyncEngine) else "sync", database, clock)
+    def __init__(self, engine: Any, clock: ManualClock) -> None:
+        self.name = "async" if isinstance(engine, AsyncEngine) else "sync"
         self.engine = engine
+        self.clock = clock
+        self._lane = Lane()
         self.app = App(engine, clock=clock)
         self.retrier = self.new_retrier()
 
@@ -117,7 +119,7 @@ async def api(driver: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[
                 await connection.run_sync(Base.metadata.create_all)
         else:
             Base.metadata.create_all(engine)
-        async with Program(engine, tmp_path / "unused.db", clock) as program:
+        async with Program(engine, clock) as program:
             yield program
         await told(engine.dispose())
 
