@@ -8,16 +8,16 @@ import pytest
 
 from action_retrier.testing import ManualClock
 
-from .stores import System, open_system, systems_for
+from .stores import SYSTEMS, System, open_system, systems_for
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what needs a system on each, unless it is about SQLite or its module is named after one."""
+    """Run what needs a system on each, unless it is marked with one, or its module is named after one."""
     if "system" in metafunc.fixturenames:
-        about_sqlite = (
-            metafunc.definition.get_closest_marker("sqlite") or "database" in signature(metafunc.function).parameters
-        )
-        systems = ["sqlite"] if about_sqlite else systems_for(metafunc.module)
+        marked = [name for name in SYSTEMS if metafunc.definition.get_closest_marker(name)]
+        if "database" in signature(metafunc.function).parameters:
+            marked = ["sqlite"]  # a file
+        systems = marked or systems_for(metafunc.module)
         metafunc.parametrize("system", systems, indirect=True, scope="function")
 
 

@@ -72,6 +72,9 @@ class System(Protocol):
     def write_note(self, connection: Any, text: str) -> None:
         """Write to the user's own table `notes`, whose texts are unique."""
 
+    def read_notes(self, connection: Any) -> list[str]:
+        """Return what a connection sees of it."""
+
     def notes(self) -> list[str]:
         """Return what is committed in it."""
 
@@ -130,6 +133,10 @@ class SqliteSystem:
     def write_note(self, connection: sqlite3.Connection, text: str) -> None:
         """Write to the user's own table."""
         connection.execute("INSERT INTO notes (text) VALUES (?)", (text,))
+
+    def read_notes(self, connection: sqlite3.Connection) -> list[str]:
+        """Return what a connection sees of it."""
+        return [text for (text,) in connection.execute("SELECT text FROM notes")]
 
     def notes(self) -> list[str]:
         """Return what is committed in it."""

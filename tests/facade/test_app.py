@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import threading
 
+import psycopg
 import pytest
 
 from action_retrier import (
@@ -481,7 +482,7 @@ async def test_what_is_registered_while_a_worker_runs_is_executed_by_it(api, not
 
         @api.app.mutation(name="late.note")
         def late_note(ctx: MutationCtx) -> None:
-            ctx.db.execute("INSERT INTO notes VALUES ('called back')")
+            note(ctx, "called back")
 
         @api.app.action(name="late")
         def late() -> int:
@@ -493,6 +494,7 @@ async def test_what_is_registered_while_a_worker_runs_is_executed_by_it(api, not
     assert api.notes() == ["called back"]
 
 
+@pytest.mark.sqlite("it has one writer")
 async def test_another_app_on_the_same_file_is_refused_inside_an_open_transaction_too(api):
     """`app` passed inside an open transaction of the same task: SQLite has one writer, whichever App asks."""
     async with api.sibling(namespace="other") as other:
@@ -516,6 +518,7 @@ async def test_another_app_on_the_same_file_is_refused_inside_an_open_transactio
         "CREATE TEMP VIEW action_retrier_lanes AS SELECT 1",
     ],
 )
+@pytest.mark.sqlite("PRAGMAs, and names without a schema")
 async def test_what_user_code_may_not_change_on_the_connection_is_refused(api, text):
     """`MutationCtx.db` is the connection that others write through afterwards."""
     async with api.transaction() as ctx:
@@ -610,6 +613,7 @@ def test_a_nested_closure_is_refused_at_once(keyword, database):
 
 
 @pytest.mark.parametrize("colour_of_mutation", ["def", "async def"])
+@pytest.mark.sqlite("its connection has no colour")
 async def test_a_mutation_of_either_colour_is_served_on_a_sqlite_url(api, colour_of_mutation):
     """Only a mutation whose colour the engine cannot serve is refused."""
     if colour_of_mutation == "def":
@@ -1055,7 +1059,7 @@ async def test_a_mutation_without_arguments_is_run_without_arguments(api):
 
     @api.app.mutation(name="count")
     def count(ctx: MutationCtx) -> int:
-        return ctx.db.execute("SELECT count(*) FROM notes").fetchone()[0]
+        return len(api.system.read_notes(ctx.db))
 
     assert await api.run_mutation(count) == 0
 
@@ -1111,22 +1115,17 @@ async def test_a_mutation_may_say_its_isolation(api, note, isolation):
 
 async def test_mutations_that_read_and_write_at_once_lose_no_update(api):
     """A mutation runs inside one database transaction, serializable."""
-    async with api.connection() as connection:
-        await api.call(connection.execute, "CREATE TABLE counter (value INTEGER)")
-        await api.call(connection.execute, "INSERT INTO counter VALUES (0)")
-        await api.call(connection.commit)
 
     @api.app.mutation(name="increment")
     def increment(ctx: MutationCtx) -> None:
-        (value,) = ctx.db.execute("SELECT value FROM counter").fetchone()
-        ctx.db.execute("UPDATE counter SET value = ?", (value + 1,))
+        api.system.write_note(ctx.db, str(len(api.system.read_notes(ctx.db))))
 
     run = api.app.run_mutation if api.is_async else api.app.run_mutation_sync
     await asyncio.gather(*(api.background(run, increment) for _ in range(20)))
-    with contextlib.closing(sqlite3.connect(api.database)) as connection:
-        assert connection.execute("SELECT value FROM counter").fetchone() == (20,)
+    assert sorted(map(int, api.notes())) == list(range(20))
 
 
+@pytest.mark.sqlite("sqlite3.Connection")
 async def test_a_mutations_database_is_a_sqlite_connection_with_the_transaction_open(api):
     """`MutationCtx.db` is the database's own connection with the transaction open: `sqlite3.Connection`."""
 
@@ -1138,6 +1137,24 @@ async def test_a_mutations_database_is_a_sqlite_connection_with_the_transaction_
     async with api.transaction() as ctx:
         assert isinstance(ctx.db, sqlite3.Connection)
         assert ctx.db.in_transaction
+
+
+@pytest.mark.postgres("psycopg's connections")
+async def test_a_mutations_database_is_a_psycopg_connection_of_its_colour(api):
+    """`psycopg.AsyncConnection` in an `async def` mutation and `psycopg.Connection` in a `def` one."""
+    kinds = []
+
+    @api.app.mutation(name="look")
+    def look(ctx: MutationCtx) -> None:
+        kinds.append((isinstance(ctx.db, psycopg.Connection), ctx.db.info.transaction_status.name))
+
+    @api.app.mutation(name="look.async")
+    async def look_async(ctx: MutationCtx) -> None:
+        kinds.append((isinstance(ctx.db, psycopg.AsyncConnection), ctx.db.info.transaction_status.name))
+
+    await api.run_mutation(look)
+    await api.run_mutation(look_async)
+    assert kinds == [(True, "INTRANS")] * 2
 
 
 def _commit(db):
@@ -1471,6 +1488,7 @@ async def test_progress_is_visible_while_the_action_runs(api, gate, flavour):
     assert (seen.fraction, seen.message) == (0.25, "first quarter")
 
 
+@pytest.mark.sqlite("PRAGMA data_version counts commits")
 async def test_much_progress_costs_the_action_nothing(api):
     """... (written at most once a second): a thousand calls are no thousand commits, and no error."""
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -52,7 +52,7 @@ def parse(url: str) -> Target:
             ours[name] = value
         else:
             theirs.append((name, value))
-    conninfo = before + (mark + urlencode(theirs) if theirs else "")
+    conninfo = before + (mark + urlencode(theirs, quote_via=quote) if theirs else "")
     try:
         found = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
