@@ -81,8 +81,18 @@ class PostgresLeases:
 
     def _dead_ones(self, rows: Rows) -> Rows:
         now = boot_time_us()
-        may_judge = any(now - since >= LEASE_US for since in self._unbroken_since.values())
+        may_judge = any(self._may_judge(own, now) for own in self._unbroken_since)
         return [row for row in rows if self._is_dead(row, now, may_judge=may_judge)]
+
+    def _may_judge(self, own: str, now: int) -> bool:
+        """Whether our own lease is fresh, and has been without a gap for one lease."""
+        is_fresh = now - self._renewed.get(own, 0) < LEASE_US - MARGIN_US
+        return is_fresh and now - self._unbroken_since[own] >= LEASE_US
+
+    @property
+    def _locks_tell(self) -> bool:
+        """Whether a free lock means anything: not soon after we lost our own session, as everybody may have then."""
+        return self._line.is_steady(LEASE_US)
 
     def _is_dead(self, row: dict[str, Any], now: int, *, may_judge: bool) -> bool:
         worker, renewed_at = row["id"], row["renewed_at"]
@@ -90,7 +100,7 @@ class PostgresLeases:
             return True  # it has no row any more, so it knows that its runs are not its own
         if may_judge and row["silent_for"] > LEASE_US:
             return True
-        if not row["is_direct"] or row["is_held"] or row["server_up_for"] < LEASE_US:
+        if not row["is_direct"] or row["is_held"] or row["server_up_for"] < LEASE_US or not self._locks_tell:
             self._free_since.pop(worker, None)
             return False
         since, renewed_then = self._free_since.setdefault(worker, (now, renewed_at))

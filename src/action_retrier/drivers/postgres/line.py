@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from ..._clock import boot_time_us
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from .connection import CALL_S, channel, connect, translated
@@ -39,6 +40,8 @@ class Line:
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._locks: set[int] = set()
+        self._was_open = False
+        self._reopened_at_us: int | None = None
         self.is_listening = False
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -53,6 +56,12 @@ class Line:
     def can_listen(self) -> bool:
         """Whether it can hear notifications."""
         return self._target.notify and self.is_direct
+
+    def is_steady(self, for_us: int) -> bool:
+        """Tell whether it is open, and has not been opened anew within *for_us*."""
+        connection, reopened_at_us = self._connection, self._reopened_at_us
+        is_open = connection is not None and not connection.closed
+        return is_open and (reopened_at_us is None or boot_time_us() - reopened_at_us >= for_us)
 
     def lock(self, key: int) -> None:
         """Hold an advisory lock from now on, over reconnections."""
@@ -105,7 +114,9 @@ class Line:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        if self._was_open:
+            self._reopened_at_us = boot_time_us()
+        self._connection, self._was_open = connection, True
         self._poke()
         return connection
 
