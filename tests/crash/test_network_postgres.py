@@ -1,5 +1,7 @@
 """A network that is slow, that breaks, and that swallows everything without a word."""
 
+import signal
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,7 +12,8 @@ from postgres_proxy import Proxy
 pytestmark = pytest.mark.crash
 
 CUTS = 30
-LEASE_S = 10
+WORKERS = 3
+NOT_BACK_S = 4
 TAKEN_OVER_WITHIN_S = 15
 
 
@@ -61,6 +64,36 @@ def test_connections_that_break_all_the_time_lose_nothing_and_repeat_nothing(sce
     stories = scene.verdict()
     assert len(stories) == 8 * CUTS
     assert {(story.row["state"], story.executions) for story in stories.values()} == {("succeeded", 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("away_s", [2, 13])
+def test_after_an_outage_nobody_takes_the_living_for_dead(scene, proxy, url, away_s):
+    """Everybody's lock is gone, and if it was long enough everybody's lease: who comes back first must not judge."""
+    eventually(scene.database.tells_death)
+    workers = [scene.processes.start("crash_program.py", url, "worker", "--concurrency", 3) for _ in range(WORKERS)]
+    for worker in workers:
+        worker.wait_for("worker")
+    run_ids = scene.start(*[call("deaf") for _ in range(3 * WORKERS)])
+    eventually(lambda: len(scene.lines("begin")) == 3 * WORKERS)
+
+    proxy.refuses = True
+    proxy.cut()
+    back_at = time.monotonic() + away_s
+    eventually(lambda: time.monotonic() >= back_at, what="the outage has lasted long enough")
+    # One after the other comes back: the last one is not connected again for seconds.
+    workers[-1].signal(signal.SIGSTOP)
+    proxy.refuses = False
+    judged_at = time.monotonic() + NOT_BACK_S
+    eventually(lambda: time.monotonic() >= judged_at, what="the others have looked around")
+    workers[-1].signal(signal.SIGCONT)
+    scene.release()
+    scene.wait_until_complete()
+    for worker in workers:
+        worker.stop()
+
+    assert "is dead" not in scene.processes.logs()
+    assert [scene.verdict()[run_id].row["attempt"] for run_id in run_ids] == [1] * len(run_ids)
 
 
 @pytest.mark.slow

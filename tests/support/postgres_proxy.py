@@ -123,6 +123,7 @@ class Proxy:
         loses: Asked at each COMMIT, with the texts of the statements since the last one, whether its answer gets lost; then the connection
             is cut.
         loses_request: Whether it is the COMMIT itself that gets lost, and not its answer.
+        refuses: Whether new connections are closed at once.
         latency_s: How long each message takes.
         lost: How many have been lost.
     """
@@ -131,6 +132,7 @@ class Proxy:
         self.server = (host, port)
         self.loses: Callable[[bytes], bool] = lambda _: False
         self.loses_request = False
+        self.refuses = False
         self.latency_s = 0.0
         self.lost = 0
         self._flows = threading.Event()
@@ -145,6 +147,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                if self.refuses:
+                    client.close()
+                    continue
                 try:
                     link = _Link(self, client)
                 except OSError:  # the server is away
