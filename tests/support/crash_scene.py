@@ -127,6 +127,7 @@ class Scene:
                 worker = self.worker(*options)
             return crash_oracle.is_complete(self.database, self.started)
 
+        within_s += 5 * self.database.death_shows_s
         eventually(check, within_s=within_s, what="all runs ended under a supervisor")
         worker.stop()
         return deaths

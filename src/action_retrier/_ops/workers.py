@@ -57,7 +57,7 @@ class Recovered(NamedTuple):
 
     settled: int
     is_over: bool
-    was_there: bool = True
+    was_there: bool
 
 
 def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] | None = None) -> Op[Recovered]:
@@ -88,8 +88,8 @@ def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] 
             "release_callback", {"id": row["id"], "worker": worker, "delay": delay, "lost": 1, "error": error}
         )
         is_over = is_over and not any(one["is_busy"] for one in released)
-    deleted = (yield Statement("delete_worker", {"id": worker})) if is_over else []
-    return Recovered(len(applied.owned), is_over, bool(deleted))
+    was_there = not is_over or bool((yield Statement("delete_worker", {"id": worker})))
+    return Recovered(len(applied.owned), is_over, was_there)
 
 
 class Owned(NamedTuple):
