@@ -20,6 +20,7 @@ LEASE_US = 10_000_000
 MARGIN_US = 2_000_000
 """How long before that it considers the lease lost itself."""
 _LOOKS_APART_US = 1_000_000
+_STEADY_US = 5_000_000  # within that, whoever lives has come back after an outage
 
 Read = Callable[[Callable[[], Op[Rows]]], Awaitable[Rows]]
 
@@ -92,7 +93,7 @@ class PostgresLeases:
     @property
     def _locks_tell(self) -> bool:
         """Whether a free lock means anything: not soon after we lost our own session, as everybody may have then."""
-        return self._line.is_steady(LEASE_US)
+        return self._line.is_steady(_STEADY_US)
 
     def _is_dead(self, row: dict[str, Any], now: int, *, may_judge: bool) -> bool:
         worker, renewed_at = row["id"], row["renewed_at"]
