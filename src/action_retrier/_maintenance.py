@@ -39,7 +39,7 @@ class Maintenance:
             recovered = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]
             if recovered is not None and recovered.is_over:
                 self._database.leases.forget(worker)
-            if recovered is not None and (recovered.is_over or recovered.settled):
+            if recovered is not None and (recovered.was_there or recovered.settled):
                 logger.warning("worker %s is dead: recovered %d runs", worker, recovered.settled)
         return bool(dead)
 

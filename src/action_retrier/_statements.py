@@ -18,10 +18,16 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One file of ``_sql/{dialect}/`` and its parameters; the driver adds ``now``."""
+    """
+    One file of ``_sql/{dialect}/`` and its parameters; the driver adds ``now``.
+
+    Attributes:
+        is_last: Its operation sends no other one after it, and raises nothing, whatever the rows are.
+    """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    is_last: bool = False
 
 
 Op = Generator[Statement, Rows, T]

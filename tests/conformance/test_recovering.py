@@ -130,7 +130,7 @@ def test_a_recovery_that_is_rolled_back_is_still_due(store: Store) -> None:
     dead = store.worker()
     store.claim_one(dead)
     with contextlib.suppress(ZeroDivisionError), store.transaction() as transaction:
-        assert transaction.run(recover_worker, dead.id, store.rng) == (1, True)
+        assert transaction.run(recover_worker, dead.id, store.rng) == (1, True, True)
         raise ZeroDivisionError
 
     assert store.row(run_id)["state"] == "running"

@@ -9,6 +9,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
@@ -42,6 +43,21 @@ def test_the_demo_holds_and_keeps_what_it_is_asked_to(tmp_path, monkeypatch):
     (folder,) = tmp_path.iterdir()
     assert verdict["database"] == f"sqlite:///{folder / 'demo.db'}"
     assert (folder / "demo.db").exists()
+
+
+def test_the_demo_holds_on_postgresql():
+    """Its tables, and ours, are in a server that is there for as long as the demo."""
+    beside = [sys.executable, str(Path(__file__).parents[2] / "tools" / "with_postgres.py")]
+
+    done = subprocess.run(
+        [*beside, *DEMO, "--json", "--database", "{url}"], capture_output=True, text=True, timeout=90, check=False
+    )
+    verdict = json.loads(done.stdout)
+
+    assert [check for check in verdict["checks"] if not check["ok"]] == []
+    assert (done.returncode, verdict["ok"]) == (0, True)
+    assert verdict["database"].startswith("postgresql://")
+    assert verdict["figures"]["callbacks"] == verdict["figures"]["started"] == 415
 
 
 def test_what_it_prints_can_be_followed(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 
+import patroni_cluster
 import pytest
 from crash_database import PostgresDatabase
 from crash_processes import eventually
@@ -20,9 +21,12 @@ BEFORE, AFTER = 300, 100
 """How many runs have been acknowledged when the primary is lost, and how many more in the end."""
 
 
-@pytest.fixture
-def cluster():
-    with pair() as made:
+@pytest.fixture(params=["standby", "patroni"])
+def cluster(request):
+    """A primary whose standby the test promotes, or a cluster that looks after itself."""
+    if request.param == "patroni" and (problem := patroni_cluster.why_not()):
+        pytest.skip(problem)
+    with pair() if request.param == "standby" else patroni_cluster.patroni() as made:
         yield made
 
 

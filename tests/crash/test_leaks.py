@@ -41,12 +41,13 @@ def test_a_hundred_thousand_runs_leak_nothing(scene, capsys):
     assert last["memory"] - first["memory"] <= runs * MOST_BYTES
 
 
-def test_databases_that_are_opened_and_closed_one_after_another_leave_nothing_open(tmp_path):
+def test_databases_that_are_opened_and_closed_one_after_another_leave_nothing_open(scene, tmp_path):
     """As the tests of a program that uses this library do."""
     process = psutil.Process()
 
     def use(number):
-        app = App(f"sqlite:///{tmp_path / str(number)}.db")
+        url = f"sqlite:///{tmp_path / str(number)}.db" if scene.database.kind == "sqlite" else scene.database.url
+        app = App(url)
         retrier = SyncActionRetrier(app)
 
         @app.action(name="answer")

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from action_retrier import ActionRetrier, App, SyncActionRetrier
 from action_retrier.testing import ManualClock
 
-from ..stores import System
+from ..stores import System, postgres_url
 
 if not settings.configured:
     settings.configure(DATABASES={})
@@ -55,7 +55,7 @@ class Held:
     @property
     def address(self) -> str:
         """Where this kind of handle connects to."""
-        return str(self.system.path) if self.kind.system == "sqlite" else self.system._server
+        return str(self.system.path) if self.kind.system == "sqlite" else postgres_url()
 
     def note_sql(self, words: str) -> str:
         table = "notes" if self.kind.system == "sqlite" else f"{self.system.schema}_own.notes"
@@ -190,7 +190,7 @@ def add_alias(alias: str, system: Any, **options: Any) -> None:
     if hasattr(system, "path"):
         found = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(system.path)}
     else:
-        server = psycopg.conninfo.conninfo_to_dict(system._server)
+        server = psycopg.conninfo.conninfo_to_dict(postgres_url())
         keys = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
         found = {"ENGINE": "django.db.backends.postgresql"}
         found |= {keys[name]: value for name, value in server.items() if name in keys}
@@ -281,7 +281,7 @@ async def in_loop(function: Callable[..., Any], *args: Any) -> Any:
 
 def make_app(system: Any, clock: ManualClock) -> App:
     """Return an App on the system."""
-    return App(f"sqlite:///{system.path}" if hasattr(system, "path") else system.url, clock=clock)
+    return App(system.url, clock=clock)
 
 
 def retrier_of(app: App, colour: str) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _reporter, _worker
-from action_retrier._worker import POLL_S, Worker
+from action_retrier._claiming import POLL_S
+from action_retrier._worker import Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
 WRITES_LOST = 3

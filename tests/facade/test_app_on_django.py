@@ -30,7 +30,7 @@ from django.db import connection, transaction
 
 app = App("django:default")  # before there are settings that it could read
 retrier = SyncActionRetrier(app)
-found_open = []
+found_open, told = [], []
 
 @app.action(name="charge")
 def charge(order_id: int) -> int:
@@ -43,6 +43,14 @@ def receipt(ctx, run_id: str):
     from shop.models import Note
     Note.objects.create(text=run_id)
     retrier.status(connection, run_id)
+
+@app.mutation(name="shared", isolation="read committed")
+def shared(ctx, run_id: str, context: str):
+    from shop.models import Note
+    Note.objects.create(text=run_id)
+    transaction.on_commit(lambda: told.append(run_id))
+    if context:
+        Note.objects.create(text=context)
 
 @app.mutation(name="note")
 def note(ctx, text: str, how: str = ""):
@@ -63,7 +71,7 @@ import asyncio, contextlib
 from django.db import connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
 from action_retrier import ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success
-from jobs import app, charge, found_open, note, receipt, retrier
+from jobs import app, charge, found_open, note, receipt, retrier, shared, told
 from shop.models import Note
 
 
@@ -106,7 +114,22 @@ class TestsWithAWorker(TransactionTestCase):
                 self.assertIsInstance(retrier.wait(app, run_id), Success)
             worker.until_idle()
             self.assertEqual(texts(), sorted(["mine", *runs]))
-        self.assertEqual(found_open, [False] * 3)  # the thread is the same, and its connection was closed
+        self.assertEqual(found_open[-3:], [False] * 3)  # the thread is the same, and its connection was closed
+
+    def test_callbacks_that_share_a_transaction_do_not_share_an_error(self):
+        Note.objects.create(text="taken")
+        with transaction.atomic():
+            runs = [
+                retrier.run(connection, charge, {"order_id": n}, on_complete=shared, context="taken" * (n == 2))
+                for n in range(5)
+            ]
+        with app.worker() as worker:
+            worker.until_idle()
+        good = sorted(run_id for run_id in runs if run_id != runs[2])
+        self.assertEqual(texts(), sorted([*good, "taken"]))
+        self.assertEqual([run.id for run in retrier.list(app, callback="pending").runs], [runs[2]])
+        self.assertEqual(sorted(told), good)  # hooks of what was undone are forgotten
+        retrier.cleanup(app, runs[2], discard_callback=True)
 
     def test_what_ends_the_transaction_is_an_error(self):
         for how in ("rolls back", "commits", "commits behind Django", "raises"):
@@ -181,7 +204,7 @@ def test_a_projects_tests_run(scripts: Any, tmp_path: Path, on: str) -> None:
 
     done = scripts.run("-W", "error::ResourceWarning", "-m", "django", "test", "--settings=settings", "-v2")
 
-    assert "Ran 8 tests" in done.stderr
+    assert "Ran 9 tests" in done.stderr
     assert "in use" not in done.stdout + done.stderr
 
 

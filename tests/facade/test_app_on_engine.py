@@ -23,7 +23,7 @@ from action_retrier import App, InProgress, InvalidContext, MutationCtx, RunNotF
 from action_retrier.testing import ManualClock
 
 from ..stores import in_thread, postgres_url
-from .conftest import Colour
+from .conftest import Colour, Lane
 
 DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+psycopg async", "postgresql+asyncpg"]
 
@@ -90,9 +90,11 @@ def colored(engine: Any, body: Callable[..., Any]) -> Callable[..., Any]:
 class Program(Colour):
     """A user's program around an engine."""
 
-    def __init__(self, engine: Any, database: Path, clock: ManualClock) -> None:
-        super().__init__("async" if isinstance(engine, AsyncEngine) else "sync", database, clock)
+    def __init__(self, engine: Any, clock: ManualClock) -> None:
+        self.name = "async" if isinstance(engine, AsyncEngine) else "sync"
         self.engine = engine
+        self.clock = clock
+        self._lane = Lane()
         self.app = App(engine, clock=clock)
         self.retrier = self.new_retrier()
 
@@ -117,7 +119,7 @@ async def api(driver: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[
                 await connection.run_sync(Base.metadata.create_all)
         else:
             Base.metadata.create_all(engine)
-        async with Program(engine, tmp_path / "unused.db", clock) as program:
+        async with Program(engine, clock) as program:
             yield program
         await told(engine.dispose())
 
@@ -284,7 +286,7 @@ async def test_a_mutation_that_takes_too_long_loses_its_transaction(api: Program
         if api.is_async:
             while not given_up.is_set():
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0.01)
+                    await asyncio.wait({asyncio.get_running_loop().create_future()}, timeout=0.01)
         else:
             assert given_up.wait(30)
         try:
@@ -332,6 +334,13 @@ async def test_a_transaction_of_the_apps_gives_its_session(api: Program) -> None
 
 async def test_where_the_database_is_can_be_shown(api: Program) -> None:
     assert "secret" not in repr(api.app) + api.app.location + api.app._database.url
+
+
+def test_a_password_in_an_engines_query_is_masked() -> None:
+    app = App(create_engine("postgresql+psycopg://user@host/shop?password=secret"))
+
+    assert "secret" not in repr(app) + app._database.url
+    assert app._database._underneath._target.conninfo.count("secret") == 1
 
 
 @pytest.mark.parametrize("isolation", ["serializable", "read committed"])

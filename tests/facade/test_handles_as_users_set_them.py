@@ -16,15 +16,16 @@ import psycopg
 import pytest
 import sqlalchemy
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumper
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from action_retrier import ActionRetrier, App, InProgress, InvalidContext, SyncActionRetrier
+from action_retrier import ActionRetrier, App, DatabaseUnavailable, InProgress, InvalidContext, SyncActionRetrier
 from action_retrier.testing import ManualClock
 
-from ..stores import PostgresSystem, SqliteSystem, open_system
+from ..stores import PostgresSystem, SqliteSystem, open_system, postgres_url
 from .handle_kinds import follow_the_recipe, make_app
 
 
@@ -73,7 +74,7 @@ ARGS = {"order_id": 7, "note": "ä, 100 % of '\"\\ :now"}
 
 def test_psycopgs_factories_and_adapters_are_the_users(postgres: PostgresSystem, app: App) -> None:
     retrier = SyncActionRetrier(app)
-    with psycopg.connect(postgres._server) as connection:
+    with psycopg.connect(postgres_url()) as connection:
         connection.row_factory = namedtuple_row
         connection.cursor_factory = NoCursor
         connection.adapters.register_loader("text", NoLoader)
@@ -88,18 +89,18 @@ def test_psycopgs_factories_and_adapters_are_the_users(postgres: PostgresSystem,
 @pytest.mark.parametrize("prepare_threshold", [0, None])
 def test_psycopg_may_prepare_or_not(postgres: PostgresSystem, app: App, prepare_threshold: int | None) -> None:
     retrier = SyncActionRetrier(app)
-    with psycopg.connect(postgres._server, prepare_threshold=prepare_threshold) as connection:
+    with psycopg.connect(postgres_url(), prepare_threshold=prepare_threshold) as connection:
         for _ in range(3):
             retrier.run(connection, "charge", ARGS)
             connection.commit()
-    with psycopg.connect(postgres._server, cursor_factory=psycopg.ClientCursor) as connection:
+    with psycopg.connect(postgres_url(), cursor_factory=psycopg.ClientCursor) as connection:
         retrier.run(connection, "charge", ARGS)
     assert [run.args for run in retrier.list(app).runs] == [ARGS] * 4
 
 
 def test_psycopg_in_autocommit_mode_may_hold_a_block(postgres: PostgresSystem, app: App) -> None:
     retrier = SyncActionRetrier(app)
-    with psycopg.connect(postgres._server, autocommit=True) as connection:
+    with psycopg.connect(postgres_url(), autocommit=True) as connection:
         with connection.transaction():
             run_id = retrier.run(connection, "charge")
         assert retrier.status(connection, run_id) == InProgress()
@@ -110,7 +111,7 @@ def test_psycopg_in_autocommit_mode_may_hold_a_block(postgres: PostgresSystem, a
 def test_a_failed_transaction_is_refused(postgres: PostgresSystem, app: App) -> None:
     """... and left as it is: the user rolls it back, and goes on."""
     retrier = SyncActionRetrier(app)
-    with psycopg.connect(postgres._server) as connection:
+    with psycopg.connect(postgres_url()) as connection:
         for verb, args in (("run", ["charge"]), ("list", [])):
             with pytest.raises(psycopg.errors.DivisionByZero):
                 connection.execute("SELECT 1 / 0")
@@ -122,9 +123,33 @@ def test_a_failed_transaction_is_refused(postgres: PostgresSystem, app: App) -> 
         assert retrier.status(app, run_id) == InProgress()
 
 
+def test_an_error_of_the_server_does_not_end_the_users_transaction(postgres: PostgresSystem, app: App) -> None:
+    """A statement that fails ends a transaction in PostgreSQL: ours has a savepoint, in the same exchange with it."""
+    retrier = SyncActionRetrier(app)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.execute("SET TRANSACTION READ ONLY")
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            retrier.run(connection, "charge")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert connection.info.transaction_status == TransactionStatus.INTRANS
+
+
+async def test_nor_does_it_end_an_async_one(postgres: PostgresSystem, app: App, asyncpg_connection: Any) -> None:
+    retrier = ActionRetrier(app)
+    async with await psycopg.AsyncConnection.connect(postgres_url()) as connection:
+        await connection.execute("SET TRANSACTION READ ONLY")
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await retrier.run(connection, "charge")
+        assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
+    async with asyncpg_connection.transaction(readonly=True):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await retrier.run(asyncpg_connection, "charge")
+        assert await asyncpg_connection.fetchval("SELECT 1") == 1
+
+
 @pytest.fixture
 async def asyncpg_connection(postgres: PostgresSystem) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres._server, statement_cache_size=0)
+    connection = await asyncpg.connect(postgres_url(), statement_cache_size=0)
     yield connection
     await connection.close()
 
@@ -238,14 +263,36 @@ def test_a_nested_block_after_a_call_is_a_savepoint(sqlite: SqliteSystem, app: A
 
 
 def test_a_recipe_session_begins_as_a_writer(sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine) -> None:
-    """SQLAlchemy's BEGIN is a reader's, which another writer's commit would outdate between two of our statements."""
+    """SQLAlchemy's BEGIN is a reader's, and what that has read another writer may outdate: the lock comes first."""
     follow_the_recipe(engine)
     retrier = SyncActionRetrier(app)
+    others: list[str] = []
+
+    def write_meanwhile(statement: str) -> None:
+        if "action_retrier" in statement:
+            other = sqlite.connect(timeout=0)
+            try:
+                sqlite.write_note(other, f"after {len(others)}")
+                other.commit()
+            except sqlite3.OperationalError as error:
+                others.append(str(error))
+
+    retrier.list(app)
     with Session(engine) as session:
+        session.connection().connection.driver_connection.set_trace_callback(write_meanwhile)
         retrier.run(session, "charge")
-        other = sqlite.connect(timeout=0)
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            other.execute("BEGIN IMMEDIATE")
+        session.connection().connection.driver_connection.set_trace_callback(None)
+        session.commit()
+    assert set(others) == {"database is locked"}
+    assert len(sqlite.notes()) <= 1  # before the first of our statements, which takes the lock
+
+
+def test_a_database_without_tables_is_refused_in_a_transaction(sqlite: SqliteSystem, app: App, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        with pytest.raises(InvalidContext, match="no tables"):
+            SyncActionRetrier(app).run(other, "charge")
+        assert other.in_transaction
 
 
 def test_a_session_that_failed_is_refused(sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine) -> None:

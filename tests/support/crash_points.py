@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from action_retrier import _calls, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
+from action_retrier import _calls, _claiming, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
 from action_retrier.drivers import sqlite
 from action_retrier.drivers.postgres import database as postgres_database
 from action_retrier.drivers.postgres import session as postgres_session
@@ -44,7 +44,7 @@ def _anything(_: object) -> bool:
 _OPERATIONS: dict[str, tuple[ModuleType, str, Callable[[Any], bool]]] = {
     "start": (_calls, "start_runs", bool),
     "register": (_incarnation, "register_worker", _anything),
-    "claim": (_worker, "claim_runs", lambda claimed: bool(claimed.runs or claimed.suspects)),
+    "claim": (_claiming, "claim_runs", lambda claimed: bool(claimed.runs or claimed.suspects)),
     "report": (_completion, "apply_moves", lambda applied: bool(applied.owned)),
     "callback_claim": (_reporter, "claim_callbacks", bool),
     "callback_done": (_completion, "finish_callback", bool),
@@ -122,8 +122,8 @@ def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
     """Return a transaction that dies around its COMMIT, if something was written in it that matters."""
 
     @contextlib.contextmanager
-    def watched(self: Any) -> Iterator[Any]:
-        with transaction(self) as opened:
+    def watched(*args: Any, **options: Any) -> Iterator[Any]:
+        with transaction(*args, **options) as opened:
             yield opened
             if _is_armed():
                 reach(f"{group}.before_commit")
@@ -135,8 +135,8 @@ def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
 
 def _watched_async(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:
     @contextlib.asynccontextmanager
-    async def watched(self: Any) -> AsyncIterator[Any]:
-        async with transaction(self) as opened:
+    async def watched(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with transaction(*args, **options) as opened:
             yield opened
             if _is_armed():
                 reach(f"{group}.before_commit")

@@ -29,8 +29,8 @@ from action_retrier import (
     RunResult,
     SyncActionCtx,
     SyncActionRetrier,
+    _claiming,
     _leases,
-    _worker,
 )
 from action_retrier._incarnation import Incarnation
 from action_retrier._worker import Worker
@@ -208,7 +208,7 @@ def announce_workers() -> None:
 
 def stop_while_claiming() -> None:
     """Have the worker told to stop when it has claimed its first run, and does not know it yet."""
-    claim_runs, start = _worker.claim_runs, Worker.start
+    claim_runs, start = _claiming.claim_runs, Worker.start
     workers = []
 
     async def noted(self: Worker) -> None:
@@ -223,7 +223,7 @@ def stop_while_claiming() -> None:
                 time.sleep(LOOK_S)
         return claimed
 
-    _worker.claim_runs, Worker.start = watched, noted
+    _claiming.claim_runs, Worker.start = watched, noted
 
 
 def set_lease(lease_s: float) -> None:

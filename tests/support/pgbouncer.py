@@ -5,14 +5,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import psycopg
-
-from .postgres_server import LIMIT_S, as_nobody, free_port, own
+from .postgres_server import as_nobody, free_port, is_answered, own, wait_until
 
 VARIABLE = "ACTION_RETRIER_TEST_PGBOUNCER"
 """Set to 1, the tests that run on each system run through PgBouncer too."""
@@ -71,15 +68,7 @@ def pgbouncer(url: str) -> Iterator[str]:
     )
     through = server._replace(netloc=f"{user}@127.0.0.1:{port}", query="").geturl()
     try:
-        give_up_at = time.monotonic() + LIMIT_S
-        while True:
-            try:
-                psycopg.connect(through, connect_timeout=2).close()
-                break
-            except psycopg.OperationalError:
-                assert process.poll() is None, f"pgbouncer has ended with {process.returncode}"
-                assert time.monotonic() < give_up_at
-                time.sleep(0.02)
+        wait_until(lambda: is_answered(through), lambda: f"pgbouncer has ended with {process.poll()}")
         yield through
     finally:
         process.terminate()

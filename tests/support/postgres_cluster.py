@@ -3,13 +3,12 @@
 import contextlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import psycopg
-from postgres_server import LIMIT_S, Server
+from postgres_server import Server, wait_until
 
 
 class Cluster(Protocol):
@@ -48,11 +47,8 @@ class Pair:
         with psycopg.connect(self._primary.url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
             connection.execute("SELECT pg_reload_conf()")
-            give_up_at = time.monotonic() + LIMIT_S
             query = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
-            while connection.execute(query).fetchone() != (1,):
-                assert time.monotonic() < give_up_at, self._standby.log()
-                time.sleep(0.02)
+            wait_until(lambda: connection.execute(query).fetchone() == (1,), self._standby.log)
 
     def lose_primary(self) -> None:
         """End the primary, all of its processes at once."""

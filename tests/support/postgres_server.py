@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ import psycopg
 URL_VARIABLE = "ACTION_RETRIER_TEST_POSTGRES_URL"
 VERSION = 18
 LIMIT_S = 30
+LOOK_S = 0.005
 _FOLDERS = {16: "pginstall", 18: "pginstall18"}
 _NOBODY = 65534
 _READY = "database system is ready to accept connections"
@@ -137,17 +138,13 @@ class Server:
 
     def wait_until_it_answers(self) -> None:
         """Wait until it accepts connections."""
-        give_up_at = time.monotonic() + LIMIT_S
-        while True:
-            try:
-                psycopg.connect(self.url, connect_timeout=2).close()
-            except psycopg.OperationalError:
-                assert self._process is not None
-                assert self._process.poll() is None, self.log()
-                assert time.monotonic() < give_up_at
-                time.sleep(0.005)
-            else:
-                return
+
+        def answers() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, self.log()
+            return is_answered(self.url)
+
+        wait_until(answers, self.log)
 
     def log(self) -> str:
         """Return what it has logged."""
@@ -161,10 +158,7 @@ class Server:
             os.kill(victim, signal.SIGKILL)
             with contextlib.suppress(psycopg.OperationalError):
                 connection.execute("SELECT 1")
-        give_up_at = time.monotonic() + LIMIT_S
-        while self.log().count(_READY) == before:  # until it has noticed, it goes on answering
-            assert time.monotonic() < give_up_at, self.log()
-            time.sleep(0.005)
+        wait_until(lambda: self.log().count(_READY) > before, self.log)  # until it has noticed, it goes on answering
         self.wait_until_it_answers()
 
     def kill(self) -> None:
@@ -196,9 +190,29 @@ class Server:
         self._process = None
 
 
+def is_answered(url: str) -> bool:
+    """Tell whether somebody accepts connections there."""
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def wait_until(is_true: Callable[[], object], problem: Callable[[], str], within_s: float = LIMIT_S) -> None:
+    """Wait for something that no signal tells of; say what the problem is when it takes too long."""
+    give_up_at = time.monotonic() + within_s
+    while not is_true():
+        assert time.monotonic() < give_up_at, problem()
+        time.sleep(LOOK_S)
+
+
 def as_nobody() -> list[str]:
     """Return what a program is put under that refuses to run as root, if we are root."""
-    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"] if os.geteuid() == 0 else []
+    if os.geteuid() != 0:
+        return []
+    # If the tests are killed, it ends too.
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=QUIT"]
 
 
 def own(folder: Path) -> None:

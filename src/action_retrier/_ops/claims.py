@@ -54,12 +54,14 @@ class NextDue:
 
     Attributes:
         lanes: Where runs are pending, as `claim_runs` and `next_due` take it.
+        suspects_are_due: Whether some of what is due are suspects.
     """
 
     work_us: int | None
     callbacks_us: int | None
     deadline_us: int | None = None
     lanes: str | None = field(default=None, compare=False)
+    suspects_are_due: bool = field(default=False, compare=False)
 
 
 def claim_runs(claimant: Claimant, count: int, max_losses: int, lanes: str | None = None) -> Op[Claimed]:
@@ -105,7 +107,8 @@ def next_due(
     rows = yield Statement("next_due", claimant.parameters | limits)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
-    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"], row["lanes"])
+    suspects_are_due = row["suspects_in"] is not None and row["suspects_in"] <= 0
+    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"], row["lanes"], suspects_are_due)
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:

@@ -54,9 +54,12 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     fresh = [start for start in starts if start.id not in renamed]
     ordered = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
     inserted: set[str] = set()
-    for batch in (ordered[at : at + _BATCH] for at in range(0, len(ordered), _BATCH)):
-        encoded = json.dumps([_encode(start) for start in batch], separators=(",", ":"), ensure_ascii=False)
-        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded})
+    has_keys = any(start.idempotency_key for start in starts)
+    for at in range(0, len(ordered), _BATCH):
+        batch = [_encode(start) for start in ordered[at : at + _BATCH]]
+        encoded = json.dumps(batch, separators=(",", ":"), ensure_ascii=False)
+        is_last = not has_keys and at + _BATCH >= len(ordered)
+        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded}, is_last=is_last)
         inserted |= {row["id"] for row in rows}
     owners = renamed | (yield from _owners(namespace, [start for start in fresh if start.id not in inserted]))
     for start in starts:

@@ -52,10 +52,12 @@ class Recovered(NamedTuple):
     Attributes:
         settled: How many runs.
         is_over: Nothing of it is left. False: somebody's open transaction holds some of it, to be looked at again.
+        was_there: It still had its row. False: it has signed off, or somebody else was faster.
     """
 
     settled: int
     is_over: bool
+    was_there: bool = True
 
 
 def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] | None = None) -> Op[Recovered]:
@@ -86,9 +88,8 @@ def recover_worker(worker: str, rng: Random, begun: Collection[tuple[str, int]] 
             "release_callback", {"id": row["id"], "worker": worker, "delay": delay, "lost": 1, "error": error}
         )
         is_over = is_over and not any(one["is_busy"] for one in released)
-    if is_over:
-        yield Statement("delete_worker", {"id": worker})
-    return Recovered(len(applied.owned), is_over)
+    deleted = (yield Statement("delete_worker", {"id": worker})) if is_over else []
+    return Recovered(len(applied.owned), is_over, bool(deleted))
 
 
 class Owned(NamedTuple):

@@ -8,7 +8,7 @@ unless the user has made something of it.
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from .._statements import Op, Rows, Statement, adrive, drive
@@ -21,9 +21,34 @@ class Control(Statement):
     """Transaction control, which is its own text and has no rows."""
 
 
-SAVEPOINT = Control("SAVEPOINT action_retrier_call")
-ROLLBACK_TO = Control("ROLLBACK TO SAVEPOINT action_retrier_call")
-RELEASE = Control("RELEASE SAVEPOINT action_retrier_call")
+_SAVEPOINT = Control("SAVEPOINT action_retrier_call")
+_ROLLBACK_TO = Control("ROLLBACK TO SAVEPOINT action_retrier_call")
+_RELEASE = Control("RELEASE SAVEPOINT action_retrier_call")
+
+
+class _Guard:
+    """The savepoint around an operation: made with its first statement, released with its last one if that is known."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def around(self, statement: Statement) -> list[Statement]:
+        """Return what is to be run with *statement*."""
+        before = [] if self._is_open else [_SAVEPOINT]
+        self._is_open = True
+        return [*before, statement, *([_RELEASE] if statement.is_last else [])]
+
+    def has_run(self, statement: Statement) -> None:
+        """Note that *statement* has not failed."""
+        self._is_open = not statement.is_last
+
+    def end(self) -> list[Statement]:
+        """Return what keeps what was done."""
+        return [_RELEASE] if self._is_open else []
+
+    def undo(self) -> list[Statement]:
+        """Return what takes it back."""
+        return [_ROLLBACK_TO, _RELEASE] if self._is_open else []
 
 
 class Handle(ABC):
@@ -83,6 +108,14 @@ class Handle(ABC):
         """Run one statement; whatever cursors and factories the user's connection has."""
         return self.execute(statement)
 
+    def execute_together(self, statements: Sequence[Statement]) -> Rows:
+        """Run statements of which one has rows, in one exchange if the client can do that."""
+        return [row for statement in statements for row in self.execute(statement)]
+
+    async def execute_together_async(self, statements: Sequence[Statement]) -> Rows:
+        """Run statements of which one has rows, in one exchange if the client can do that."""
+        return [row for statement in statements for row in await self.execute_async(statement)]
+
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         await self.open_async()
@@ -90,15 +123,20 @@ class Handle(ABC):
             await adrive(self.begin(), self.execute_async)
             if not self._is_guarded:
                 return await adrive(op, self.execute_async)
-            await self.execute_async(SAVEPOINT)
+            guard = _Guard()
+
+            async def execute(statement: Statement) -> Rows:
+                rows = await self.execute_together_async(guard.around(statement))
+                guard.has_run(statement)
+                return rows
+
             try:
-                result = await adrive(op, self.execute_async)
+                result = await adrive(op, execute)
             except BaseException:
                 with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
-                    await self.execute_async(ROLLBACK_TO)
-                    await self.execute_async(RELEASE)
+                    await self.execute_together_async(guard.undo())
                 raise
-            await self.execute_async(RELEASE)
+            await self.execute_together_async(guard.end())
             return result
 
     def run_sync(self, op: Op[T]) -> T:
@@ -108,15 +146,20 @@ class Handle(ABC):
             drive(self.begin(), self.execute)
             if not self._is_guarded:
                 return drive(op, self.execute)
-            self.execute(SAVEPOINT)
+            guard = _Guard()
+
+            def execute(statement: Statement) -> Rows:
+                rows = self.execute_together(guard.around(statement))
+                guard.has_run(statement)
+                return rows
+
             try:
-                result = drive(op, self.execute)
+                result = drive(op, execute)
             except BaseException:
                 with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
-                    self.execute(ROLLBACK_TO)
-                    self.execute(RELEASE)
+                    self.execute_together(guard.undo())
                 raise
-            self.execute(RELEASE)
+            self.execute_together(guard.end())
             return result
 
     @property

@@ -4,24 +4,17 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
+import psycopg
 
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable, InvalidContext
 from ..handle import Control
-from .connection import parameters, sql, translated
+from .connection import explain, parameters, sql, translated
 from .handle import Home, PostgresHandle
 from .urls import Target
-
-_UNAVAILABLE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    ConnectionError,
-)
 
 
 def is_connection(handle: object) -> bool:
@@ -89,8 +82,12 @@ class AsyncpgHandle(PostgresHandle):
                 problem=f"ctx is an asyncpg Connection that cannot be used now ({error})",
                 remedy="await what it is doing first; a connection runs one statement at a time",
             ) from error
-        except _UNAVAILABLE as error:
-            raise self._unavailable(error) from error
+        except (asyncpg.PostgresError, ConnectionError) as error:
+            # It bears its SQLSTATE as psycopg's errors do.
+            ours = explain(cast("psycopg.Error", error), self._target) if hasattr(error, "sqlstate") else None
+            if ours is None and not isinstance(error, ConnectionError):
+                raise
+            raise ours or self._unavailable(error) from error
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         return DatabaseUnavailable(

@@ -18,7 +18,7 @@ from ..._statements import Statement
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from .. import IDLE_S, Isolation
-from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, translated
+from .connection import CALL_S, AsyncCursor, Cursor, connect, execute, translated
 from .deadlines import deadlines
 from .urls import Target
 
@@ -127,7 +127,9 @@ def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | Non
             cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
-        raise _judged(error, connection, target, mark) from error
+        if not connection.closed:  # only with the connection gone does nobody know how it ended
+            raise
+        raise CommitInDoubt(target, mark) from error
     _check(status, target)
 
 
@@ -138,15 +140,10 @@ async def commit_async(connection: psycopg.AsyncConnection[Any], target: Target,
             await cursor.execute("COMMIT", prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
-        raise _judged(error, connection, target, mark) from error
+        if not connection.closed:  # only with the connection gone does nobody know how it ended
+            raise
+        raise CommitInDoubt(target, mark) from error
     _check(status, target)
-
-
-def _judged(error: psycopg.Error, connection: AnyConnection, target: Target, mark: Mark | None) -> Exception:
-    """Return what a COMMIT has failed with: only with the connection gone does nobody know how it ended."""
-    if not connection.closed:
-        return error
-    return CommitInDoubt(target, mark)
 
 
 def _check(status: str | None, target: Target) -> None:

@@ -189,9 +189,11 @@ async def tell_async(connection: psycopg.AsyncConnection[Any], text: str) -> Non
 
 def is_transient(error: BaseException | None) -> bool:
     """Tell whether the same transaction, done again, may well succeed; also where a library has wrapped the error."""
-    while error is not None:
+    seen: set[int] = set()  # causes of causes may go round in circles: they are users' too
+    while error is not None and id(error) not in seen:
         if isinstance(error, _TRANSIENT) or getattr(error, "fate", None) == "rolled back":
             return True
+        seen.add(id(error))
         error = getattr(error, "orig", None) or error.__cause__
     return False
 

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import dict_row
 
 from ..._statements import Op, Rows, Statement
 from ...errors import InvalidContext
 from .. import Colour
 from ..handle import Control, Handle, libraries
-from .connection import AnyConnection, execute, execute_async, tell, tell_async, translated
+from .connection import AnyConnection, AsyncCursor, Cursor, given, query, translated
 from .deadlines import cut
 from .urls import Target
 
@@ -146,18 +147,51 @@ class PsycopgHandle(PostgresHandle):
 
     def execute(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own."""
-        connection = self._connection
-        assert isinstance(connection, psycopg.Connection)
-        if isinstance(statement, Control):
-            tell(connection, statement.name)
-            return []
-        return execute(connection, statement, self._target.schema, self._now_us())
+        assert isinstance(self._connection, psycopg.Connection)
+        with Cursor(self._connection, row_factory=dict_row) as cursor:
+            cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
+            return cursor.fetchall() if cursor.description is not None else []
 
     async def execute_async(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own."""
-        connection = self._connection
-        assert isinstance(connection, psycopg.AsyncConnection)
+        assert isinstance(self._connection, psycopg.AsyncConnection)
+        async with AsyncCursor(self._connection, row_factory=dict_row) as cursor:
+            await cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
+            return await cursor.fetchall() if cursor.description is not None else []
+
+    def execute_together(self, statements: Sequence[Statement]) -> Rows:
+        """Run statements in one exchange: a savepoint costs no wait for the server of its own."""
+        assert isinstance(self._connection, psycopg.Connection)
+        if len(statements) <= 1 or not psycopg.Pipeline.is_supported():
+            return super().execute_together(statements)
+        cursors = []
+        with self._connection.pipeline():
+            for statement in statements:
+                cursor = Cursor(self._connection, row_factory=dict_row)
+                cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
+                cursors.append(cursor)
+        return [row for cursor in cursors if cursor.description is not None for row in cursor.fetchall()]
+
+    async def execute_together_async(self, statements: Sequence[Statement]) -> Rows:
+        """Run statements in one exchange: a savepoint costs no wait for the server of its own."""
+        assert isinstance(self._connection, psycopg.AsyncConnection)
+        if len(statements) <= 1 or not psycopg.AsyncPipeline.is_supported():
+            return await super().execute_together_async(statements)
+        cursors = []
+        async with self._connection.pipeline():
+            for statement in statements:
+                cursor = AsyncCursor(self._connection, row_factory=dict_row)
+                await cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
+                cursors.append(cursor)
+        return [row for cursor in cursors if cursor.description is not None for row in await cursor.fetchall()]
+
+    def _sent(self, statement: Statement) -> tuple[bytes, dict[str, Any] | None]:
         if isinstance(statement, Control):
-            await tell_async(connection, statement.name)
-            return []
-        return await execute_async(connection, statement, self._target.schema, self._now_us())
+            return statement.name.encode(), None
+        schema = self._target.schema
+        return query(statement.name, schema), given(statement, schema, self._now_us())
+
+    @staticmethod
+    def _prepares(statement: Statement) -> bool | None:
+        """Whether to prepare it; None leaves that to the connection, as its user has set it."""
+        return False if isinstance(statement, Control) else None

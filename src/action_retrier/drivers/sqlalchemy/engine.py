@@ -16,7 +16,7 @@ from ..handle import Handle
 from ..lent import Lanes, LentDatabase, Reached, protection
 from .handle import SqlalchemyHandle, remember_begun
 from .transaction import AsyncEngineTransaction, EngineTransaction
-from .urls import url_of
+from .urls import shown_url, url_of
 
 _THREADS = 8
 
@@ -37,7 +37,7 @@ class _EngineDatabase(LentDatabase):
     @property
     def url(self) -> str:
         """The engine's, with the password masked."""
-        return self._sync_engine.url.render_as_string(hide_password=True)
+        return shown_url(self._sync_engine)
 
     def _begin(self, connection: Connection, idle_s: float) -> Handle:
         """Have SQLAlchemy begin, and return what runs on the driver's connection."""

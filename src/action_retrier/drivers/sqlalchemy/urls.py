@@ -5,6 +5,8 @@ from urllib.parse import quote, urlencode
 
 from sqlalchemy.engine import URL, Engine
 
+from .. import mask_password
+
 _DRIVERS = {"sqlite": ("pysqlite", "aiosqlite"), "postgresql": ("psycopg", "asyncpg")}
 _LIBPQS_NAME = {"ssl": "sslmode"}  # asyncpg's
 _NOT_LIBPQS = frozenset(
@@ -31,8 +33,7 @@ def url_of(engine: Engine) -> str:
     Raises:
         ValueError: It is not of a kind that we can use, or its address cannot be told.
     """
-    url, dialect = engine.url, engine.dialect
-    shown = url.render_as_string(hide_password=True)
+    url, dialect, shown = engine.url, engine.dialect, shown_url(engine)
     if dialect.name not in _DRIVERS or dialect.driver not in _DRIVERS[dialect.name]:
         raise ValueError(
             f"engine {shown!r} is of a kind that this library cannot use: make it with postgresql+psycopg, "
@@ -40,6 +41,11 @@ def url_of(engine: Engine) -> str:
         )
     _refuse_hidden_address(engine, shown)
     return _sqlite_url(url, shown) if dialect.name == "sqlite" else _postgres_url(url, shown)
+
+
+def shown_url(engine: Engine) -> str:
+    """Return the engine's URL with its passwords masked, those in its query too."""
+    return mask_password(engine.url.render_as_string(hide_password=True))
 
 
 def _sqlite_url(url: URL, shown: str) -> str:

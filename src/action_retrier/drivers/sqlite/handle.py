@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,10 +59,24 @@ class SqliteHandle(Handle):
         self._clock = clock
         self._is_empty = False  # there are no tables yet
         self._has_begun = False
+        self._is_locking = False
 
-    def translated(self) -> contextlib.AbstractContextManager[None]:
-        """Turn what SQLite says of the database into `DatabaseUnavailable`."""
-        return translated(self._home.path)
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what SQLite says of the database into one of our errors."""
+        try:
+            with translated(self._home.path):
+                yield
+        except sqlite3.OperationalError as error:
+            if self._is_locking and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                raise self._no_tables() from error
+            raise
+
+    def _no_tables(self) -> InvalidContext:
+        return InvalidContext(
+            problem="ctx is a connection to a database in which this app has no tables",
+            remedy=f"pass a connection to {self._home.path}",
+        )
 
     @property
     def _is_guarded(self) -> bool:
@@ -82,9 +97,12 @@ class SqliteHandle(Handle):
         if self._has_begun:
             return
         home = self._home
-        is_there = (yield Statement("select_table", {"name": "action_retrier_meta"}))[0]["is_there"]
-        if is_there and self._writes and self.in_transaction:
+        if self._writes and self.in_transaction and home.known_installation is not None:
+            # Before anything is read: what a reader has seen, another writer's commit outdates, and it may not write.
+            self._is_locking = True
             yield Statement("take_write_lock")
+            self._is_locking = False
+        is_there = (yield Statement("select_table", {"name": "action_retrier_meta"}))[0]["is_there"]
         meta = {row["key"]: row["value"] for row in (yield Statement("select_meta"))} if is_there else {}
         found, expected = meta.get("installation"), home.known_installation
         if found is not None and (expected != found if expected is not None else not (yield from self._is_our_file())):
@@ -93,10 +111,7 @@ class SqliteHandle(Handle):
                 remedy=f"pass a connection to {home.path}",
             )
         if found is None and (expected is not None or not (yield from self._is_our_file())):
-            raise InvalidContext(
-                problem="ctx is a connection to a database in which this app has no tables",
-                remedy=f"pass a connection to {home.path}",
-            )
+            raise self._no_tables()
         version = int(meta.get("version", 0))
         refuse_newer(version)
         if found is not None and version < newest_version():
@@ -158,7 +173,7 @@ class ConnectionHandle(SqliteHandle):
         if not is_open(connection):
             raise InvalidContext(problem=f"ctx is {self.kind} that is closed", remedy="pass one that is open")
         try:
-            with translated(home.path):
+            with self.translated():
                 drive(self.begin(), self.execute)
         except sqlite3.ProgrammingError as error:
             # Used in another thread than the one it was made in, for instance.
