@@ -135,6 +135,14 @@ def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Dat
     assert waits.result(LIMIT_S) == [first.id]
 
 
+def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_connection(store: Store) -> None:
+    run_id = store.start()
+    with store.transaction() as transaction:
+        transaction.connection.cursor_factory = transaction.connection.row_factory = None
+
+    assert store.database.write_sync(lambda: cancel_run(NAMESPACE, run_id), apart=True)
+
+
 # Sessions that die.
 
 
