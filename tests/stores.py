@@ -260,6 +260,7 @@ class PostgresSystem:
         self.schema = schemas.take()
         self.url = schemas.url_of(self.schema)
         self.user_url = with_query(schemas.url, f"application_name={self.schema}")
+        self.user_options = schemas.options
         self._opened: list[Any] = []
 
     def open(self, clock: Clock, **options: Any) -> Database:
@@ -272,8 +273,7 @@ class PostgresSystem:
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """Open a connection of the user's own."""
-        options = {"application_name": self.schema} | self._schemas.options | options
-        connection = psycopg.connect(self._schemas.url, **options)
+        connection = psycopg.connect(self.user_url, **self.user_options | options)
         self._opened.append(connection)
         return connection
 

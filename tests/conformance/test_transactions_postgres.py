@@ -77,11 +77,11 @@ def test_a_dead_workers_row_stays_until_all_it_had_is_settled(store: Store, othe
     store.claim(dead)
 
     with held(other, lambda: cancel_run(NAMESPACE, kept)):
-        assert store.write(recover_worker, dead.id, store.rng) == (1, False, True)
+        assert store.write(recover_worker, dead.id, store.rng)[:2] == (1, False)
         assert store.row(settled)["state"] == "pending"
         assert [row["id"] for row in store.read(list_workers, NAMESPACE)] == [dead.id]
 
-    assert store.write(recover_worker, dead.id, store.rng) == (1, True, True)
+    assert store.write(recover_worker, dead.id, store.rng)[:2] == (1, True)
     assert store.row(kept)["state"] == "pending"
     assert store.read(list_workers, NAMESPACE) == []
 
@@ -97,10 +97,10 @@ def test_a_dead_workers_row_stays_while_somebody_holds_its_callback(store: Store
         yield Statement("postpone_callback", {**FENCE, "id": run_id, "worker": dead.id, "tries": 1})
 
     with held(other, hold):
-        assert store.write(recover_worker, dead.id, store.rng) == (0, False, True)
+        assert store.write(recover_worker, dead.id, store.rng)[:2] == (0, False)
         assert store.row(run_id)["callback_worker"] == dead.id
 
-    assert store.write(recover_worker, dead.id, store.rng) == (0, True, True)
+    assert store.write(recover_worker, dead.id, store.rng)[:2] == (0, True)
     assert (store.row(run_id)["callback_worker"], store.row(run_id)["callback_losses"]) == (None, 1)
 
 
@@ -133,6 +133,14 @@ def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Dat
         assert not waits.done()
 
     assert waits.result(LIMIT_S) == [first.id]
+
+
+def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_connection(store: Store) -> None:
+    run_id = store.start()
+    with store.transaction() as transaction:
+        transaction.connection.cursor_factory = transaction.connection.row_factory = None
+
+    assert store.database.write_sync(lambda: cancel_run(NAMESPACE, run_id), apart=True)
 
 
 # Sessions that die.

@@ -204,7 +204,7 @@ class Colour:
             connection = await self.call(sqlite3.connect, path or self.database, **options)
         else:
             kind = psycopg.AsyncConnection if self.is_async else psycopg.Connection
-            connection = await self.call(kind.connect, self.system.user_url, **options)
+            connection = await self.call(kind.connect, self.system.user_url, **self.system.user_options | options)
         try:
             yield connection
         finally:

@@ -1,6 +1,7 @@
 """Promise 5: cancel tells the truth."""
 
 import asyncio
+import logging
 import re
 import threading
 from typing import Any
@@ -376,3 +377,29 @@ async def test_a_cancel_during_an_attempt_that_fails_ends_the_run(api, gate):
     run = await api.get(api.app, run_id)
     assert (run.state, run.result) == ("canceled", Canceled())
     assert not isinstance(run.result, Failed)
+
+
+@pytest.mark.postgres("SQLite's one lock has reports wait for the user's transaction as a whole")
+@pytest.mark.parametrize("commit", [False, True])
+async def test_an_outcome_waits_for_a_cancel_that_is_not_committed_yet(api, gate, caplog, *, commit):
+    """`cancel`'s True holds from the commit of the handle's transaction on; until then the run is in progress."""
+    caplog.set_level(logging.DEBUG, "action_retrier")
+
+    @api.app.action(name="gated")
+    def gated() -> int:
+        gate.wait()
+        return 7
+
+    run_id = await api.run(api.app, gated)
+    other = api.scripted("other")
+    async with api.worker() as worker:
+        await gate.until_reached()
+        async with api.connection() as connection:
+            assert await api.cancel(connection, run_id) is True
+            gate.open()
+            await api.eventually(lambda: "open transaction holds its row" in caplog.text)
+            assert await api.wait(api.app, await api.run(api.app, other.action)) == Success("other")
+            assert await api.status(api.app, run_id) == InProgress()
+            await api.call(connection.commit if commit else connection.rollback)
+        await worker.until_idle()
+        assert await api.status(api.app, run_id) == Completed(Canceled() if commit else Success(7))

@@ -29,6 +29,8 @@ from action_retrier import (
     SyncActionRetrier,
 )
 
+pytestmark = pytest.mark.sqlite("the handle is sqlite3.Connection; test_every_handle.py has all others")
+
 HOLDERS = ["MutationCtx", "sqlite3.Connection", "sqlite3.Connection with BEGIN IMMEDIATE"]
 
 
