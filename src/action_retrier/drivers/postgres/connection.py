@@ -34,7 +34,7 @@ _TRANSIENT = (
 )
 # By SQLSTATE, or the class that it begins with: what the server says of itself, and not of a statement.
 _REMEDIES: dict[str, str] = {
-    "08": "check that the server runs and can be reached",
+    "08": "check that the server runs and can be reached, and the names and the password in the URL",
     "25006": "this server is read-only: name the primary in the URL, or all hosts",
     "25P03": "the server ended a transaction that stood still: look for what blocks this process",
     "25P04": "the server ended a transaction that took too long: raise its transaction_timeout",
