@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from ._codec import loads
 from ._statements import Row
 
-_FREE_S = 0.025
-_SHARE = 20  # what takes longer than that is done a twentieth of the time
+_FREE_S = 0.05
+_SHARE = 20  # what takes longer than that is done a twentieth of the time ...
+_LONGEST_REST_S = 5.0  # ... but not less often: it may have been slow for another reason
+_REMEMBERED = 100
 
 
 class Pace:
@@ -30,7 +32,8 @@ class Pace:
         """Note that it was done."""
         self.last_s = began_s
         duration_s = ended_s - began_s
-        self._rests_until_s = ended_s + (0.0 if duration_s < _FREE_S else duration_s * (_SHARE - 1))
+        rest_s = 0.0 if duration_s < _FREE_S else duration_s * (_SHARE - 1)
+        self._rests_until_s = ended_s + min(rest_s, _LONGEST_REST_S)
 
 
 class Lanes:
@@ -47,8 +50,9 @@ class Lanes:
         self.pace = Pace()
 
     def found(self, told: str | None) -> None:
-        """Note what a look everywhere has told."""
-        self._since = {_key(row): row["since"] for row in loads(told) or []}
+        """Note what a look everywhere has told. A lane that is empty now is remembered: a retry may come to it."""
+        found = {_key(row): row["since"] for row in loads(told) or []}
+        self._since = found if len(self._since) > _REMEMBERED else self._since | found
 
     def took(self, rows: Iterable[Row]) -> None:
         """Note what was claimed: what fell due before is gone, but for what will be found by the next look."""

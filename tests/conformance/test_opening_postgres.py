@@ -372,14 +372,15 @@ def test_closing_and_opening_again(name: str) -> None:
 
 
 def test_a_closed_database_leaves_no_thread_and_no_session(look: psycopg.Connection[Any], name: str) -> None:
+    before = set(threading.enumerate())
     with opened(name, query=f"&application_name={name}") as database:
         database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
         database.read_sync(lambda: list_workers(NAMESPACE))
         with database.transaction_sync():
             pass
         assert sessions(look, name) >= 3
-    left = {one.name for one in threading.enumerate()}
-    assert left.isdisjoint({"action-retrier-writer", "action-retrier-reader", "action-retrier-listen"})
+    left = {one.name for one in set(threading.enumerate()) - before}
+    assert left.isdisjoint({"action-retrier-writer", "action-retrier-reader", "action-retrier-line"})
     until(lambda: sessions(look, name) == 0)  # the server takes a moment to notice
 
 
