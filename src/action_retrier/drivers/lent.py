@@ -22,7 +22,6 @@ from .lent_transaction import BlockingTransaction
 T = TypeVar("T")
 B = TypeVar("B", bound=BlockingTransaction)
 
-_TRANSIENT = frozenset({"40001", "40P01"})  # SQLSTATEs of a serialization failure and a deadlock
 _KEPT_LANES = 4
 
 
@@ -60,13 +59,9 @@ class LentDatabase(ABC):
     ) -> AbstractContextManager[Transaction]:
         """Open a transaction of the user's engine: commit on exit, rollback on error."""
 
-    def is_transient(self, error: BaseException | None) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
-        while error is not None:
-            if getattr(error, "sqlstate", None) in _TRANSIENT or getattr(error, "pgcode", None) in _TRANSIENT:
-                return True
-            error = getattr(error, "orig", None) or error.__cause__
-        return False
+        return self.underneath.is_transient(error)
 
     def committed(self) -> None:
         """Tell of a commit that happened on a connection that is not ours."""

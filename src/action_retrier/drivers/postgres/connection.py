@@ -28,10 +28,7 @@ _TCP_USER_TIMEOUT_MS = 4000
 C = TypeVar("C", UserConnection, AsyncUserConnection)
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
-_TRANSIENT = (
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-)
+_TRANSIENT = ("40001", "40P01")  # SQLSTATEs of a serialization failure and a deadlock
 # By SQLSTATE, or the class that it begins with: what the server says of itself, and not of a statement.
 _REMEDIES: dict[str, str] = {
     "08": "check that the server runs and can be reached, and the names and the password in the URL",
@@ -188,10 +185,15 @@ async def tell_async(connection: psycopg.AsyncConnection[Any], text: str) -> Non
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Tell whether the same transaction, done again, may well succeed; also where a library has wrapped the error."""
+    """
+    Tell whether the same transaction, done again, may well succeed.
+
+    Judged by SQLSTATE, whichever client library has raised it, and whichever has wrapped it.
+    """
     seen: set[int] = set()  # causes of causes may go round in circles: they are users' too
     while error is not None and id(error) not in seen:
-        if isinstance(error, _TRANSIENT) or getattr(error, "fate", None) == "rolled back":
+        states = (getattr(error, name, None) for name in ("sqlstate", "pgcode"))
+        if any(state in _TRANSIENT for state in states) or getattr(error, "fate", None) == "rolled back":
             return True
         seen.add(id(error))
         error = getattr(error, "orig", None) or error.__cause__
