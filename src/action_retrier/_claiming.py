@@ -50,7 +50,7 @@ class Claiming:
         """Whether a claim is: what it brings is not known here yet."""
         self.count = 0
         """How many claims there have been."""
-        self._lost_races = 0
+        self._race_pause_s = _LOST_RACE_S
         self._lanes = Lanes()
         self._suspects_are_due = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
@@ -88,9 +88,7 @@ class Claiming:
 
     def tell_of_the_end(self) -> None:
         """Let those go who wait for idleness: the worker has ended."""
-        for waiter in self._idle_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        _let_go(self._idle_waiters)
 
     async def once(self) -> None:
         """Claim what there is room for; when there is nothing, sleep until there may be."""
@@ -148,10 +146,10 @@ class Claiming:
     async def _claim_in_a_race(self, free: int) -> None:
         """Claim what was due a moment ago; if somebody else was faster, give him time before the next question."""
         if await self._claim(free):
-            self._lost_races = 0
+            self._race_pause_s = _LOST_RACE_S
             return
-        await asyncio.sleep(min(_LOST_RACE_S * 2**self._lost_races, _LONGEST_RACE_S))
-        self._lost_races += 1
+        await asyncio.sleep(self._race_pause_s)
+        self._race_pause_s = min(self._race_pause_s * 2, _LONGEST_RACE_S)
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
@@ -186,11 +184,8 @@ class Claiming:
 
     async def _tell_of_idleness(self, waiters: list[asyncio.Future[None]]) -> None:
         await self._maintenance.prune_if_due()
-        if not self._is_at_rest:
-            return
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._is_at_rest:
+            _let_go(waiters)
 
     @property
     def _is_at_rest(self) -> bool:
@@ -210,3 +205,9 @@ class Claiming:
     def _wake_from_thread(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._wake.set)
+
+
+def _let_go(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
