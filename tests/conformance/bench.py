@@ -1,5 +1,6 @@
 """What tests of completion share: a store, a worker, and what completes its runs."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -54,6 +55,27 @@ class Bench:
         reports = [self.report(row) for row in rows]
         while reports:
             reports = await self.completion.complete(reports)
+
+    async def check_that_cheating_fails(
+        self, smuggle: Callable[[Any], object], *, isolation: Any, swallowed: bool
+    ) -> None:
+        """Have a callback between honest ones try to end the transaction: they are done, and it is pending."""
+
+        def cheat(ctx: Any, context: Any) -> None:
+            self.note(ctx, f"cheat {context}")
+            with contextlib.suppress(Exception) if swallowed else contextlib.nullcontext():
+                smuggle(ctx.db)
+            self.note(ctx, f"cheat on {context}")
+
+        self.callback(cheat, isolation=isolation)
+        self.callback(lambda ctx, context: self.note(ctx, f"honest {context}"), "honest", isolation=isolation)
+        rows = [self.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
+
+        await self.complete(rows)
+
+        assert [self.state(row)[1] for row in rows] == ["done", "pending", "done"]
+        assert self.notes == ["honest 0", "honest 2"]
+        assert "user code tried to" in self.store.row(rows[1]["id"])["callback_error"]
 
     def state(self, row: Any) -> tuple[str, str, int]:
         """Return state, callback state and tries."""

@@ -28,22 +28,7 @@ async def test_a_callback_cannot_end_the_transaction(
     bench: Bench, isolation: Any, smuggle: Callable[[Any], object], *, swallowed: bool
 ) -> None:
     """I4: a commit smuggled in is an error, also where its own error is swallowed; nothing commits."""
-
-    def cheat(ctx: Any, context: Any) -> None:
-        bench.note(ctx, f"cheat {context}")
-        with contextlib.suppress(Exception) if swallowed else contextlib.nullcontext():
-            smuggle(ctx.db)
-        bench.note(ctx, f"cheat on {context}")
-
-    bench.callback(cheat, isolation=isolation)
-    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=isolation)
-    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]
-
-    await bench.complete(rows)
-
-    assert [bench.state(row)[1] for row in rows] == ["done", "pending", "done"]
-    assert bench.notes == ["honest 0", "honest 2"]
-    assert "user code tried to" in bench.store.row(rows[1]["id"])["callback_error"]
+    await bench.check_that_cheating_fails(smuggle, isolation=isolation, swallowed=swallowed)
 
 
 async def test_a_callback_in_a_batch_cannot_release_our_savepoint(bench: Bench) -> None:

@@ -14,18 +14,7 @@ from action_retrier.drivers.postgres import leases as module
 from action_retrier.drivers.postgres.leases import LEASE_US
 
 from ..stores import NAMESPACE, Store, until
-
-HEARTBEAT_US = 3_000_000
-
-
-class Boot:
-    """Time since the machine started, as a test wants it."""
-
-    def __init__(self) -> None:
-        self.now_us = 1_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_us
+from .boot import HEARTBEAT_US, Boot
 
 
 @pytest.fixture

@@ -19,17 +19,7 @@ from action_retrier.drivers.sqlite.leases import LEASE_US, MARGIN_US, SqliteLeas
 from action_retrier.drivers.sqlite.locks import lock_file, used_lock_file
 from action_retrier.errors import DatabaseUnavailable
 
-HEARTBEAT_US = 3_000_000
-
-
-class Boot:
-    """Time since the machine started, as a test wants it."""
-
-    def __init__(self) -> None:
-        self.now_us = 1_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_us
+from .boot import HEARTBEAT_US, Boot
 
 
 @pytest.fixture
