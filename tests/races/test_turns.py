@@ -153,12 +153,14 @@ def test_closing_while_others_write_hangs_nobody(store: Store, other: Database) 
     stop = threading.Event()
     done: list[str] = []
     refused: list[str] = []
+    with store.system.writer_held(other):  # opens it: whoever closes it takes the writer away
+        its_writer = store.system.writer(other)
 
     def write_on() -> None:
         while not stop.is_set():
             run_id, make = start(store)
             try:
-                store.system.writer(other).run_sync(make, None)
+                its_writer.run_sync(make, None)
                 done.append(run_id)
             except (DatabaseUnavailable, AssertionError):
                 refused.append(run_id)

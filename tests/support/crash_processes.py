@@ -109,7 +109,8 @@ class Process:
         return code
 
     def stop(self, within_s: float = LIMIT_S) -> None:
-        """End a worker as a supervisor would."""
+        """End a worker as a supervisor would, once it has got as far as heeding signals."""
+        self.wait_for("worker")
         self.signal(signal.SIGTERM)
         code = self.wait(within_s)
         assert code == 0, f"exit code {code}\n{self.log.read_text()}"
