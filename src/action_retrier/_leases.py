@@ -44,7 +44,7 @@ class Heartbeat:
         self._leases.release(self._worker)
 
     def _beat(self) -> None:
-        with suppress(OSError, DatabaseUnavailable):  # the next renewal says it too
+        with suppress(Exception):  # the next renewal says it too
             self._leases.announce(self._worker)
         while not self._stop.wait(HEARTBEAT_S):
             if not self._is_wanted():
@@ -55,6 +55,9 @@ class Heartbeat:
                 renewed = self._leases.renew(self._worker)
             except (OSError, DatabaseUnavailable) as error:
                 logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
+                continue
+            except Exception:  # noqa: BLE001 - the loop's boundary: without a heartbeat the worker would do nothing for ever
+                logger.exception("the lease of worker %s could not be renewed", self._worker)
                 continue
             if not renewed:
                 self._lost()

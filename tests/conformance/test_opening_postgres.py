@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -107,13 +108,15 @@ def test_opening_again_keeps_the_installation(look: psycopg.Connection[Any], nam
     assert first["version"] == str(schema.newest_version())
 
 
-def test_ten_that_open_at_once_make_one_schema(name: str) -> None:
-    """Under a lock, so that ten processes starting at once is fine."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_ten_that_open_at_once_make_one_schema(name: str, isolation: str) -> None:
+    """Under a lock, so that ten processes starting at once is fine, whatever the role's default isolation is."""
     barrier = threading.Barrier(10)
+    setting = quote(f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}")
 
     def open_one() -> str:
         barrier.wait()
-        with opened(name) as database:
+        with opened(name, query=f"&options={setting}") as database:
             database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
             return database.installation
 

@@ -14,7 +14,7 @@ import pytest
 from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import Succeeded
 from action_retrier._ops.claims import ANY_LOSSES, claim_runs, next_due
-from action_retrier._ops.control import cancel_run, load_status
+from action_retrier._ops.control import cancel_run, clean_up_run, load_status, prune_runs, retry_run
 from action_retrier._ops.reports import apply_moves
 from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, owned_by, recover_worker
@@ -134,6 +134,42 @@ def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Dat
         assert not waits.done()
 
     assert waits.result(LIMIT_S) == [first.id]
+
+
+def test_a_key_whose_run_is_cleaned_up_meanwhile_is_free(store: Store, other: Database) -> None:
+    """I1: what is returned has been started, or is somebody's run; never an id that nobody has."""
+    first = store.start(key="k")
+    store.write(cancel_run, NAMESPACE, first)
+    second = store.starting(key="k")
+
+    def start() -> Op[list[str]]:
+        op = start_runs(NAMESPACE, [second])
+        statement = next(op)
+        while True:
+            if statement.name == "select_keys":
+                with contextlib.suppress(RunNotFound):
+                    other.write_sync(lambda: clean_up_run(NAMESPACE, first, discard_callback=False))
+            rows = yield statement
+            try:
+                statement = op.send(rows)
+            except StopIteration as stop:
+                return list(stop.value)
+
+    assert store.database.write_sync(start) == [second.id]
+    assert store.status(second.id) == InProgress()
+
+
+def test_retention_leaves_what_a_users_transaction_holds(store: Store, other: Database) -> None:
+    """A worker that waited for it would neither claim nor report meanwhile."""
+    held_one, free_one = store.start(), store.start()
+    for run_id in (held_one, free_one):
+        store.write(cancel_run, NAMESPACE, run_id)
+    store.clock.advance(1000)
+
+    with held(other, lambda: retry_run(NAMESPACE, held_one)):
+        assert store.write(prune_runs, NAMESPACE, 1000, 100) == 1
+    assert store.write(prune_runs, NAMESPACE, 1000, 100) == 1
+    assert store.system.table("runs") == []
 
 
 def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_connection(store: Store) -> None:

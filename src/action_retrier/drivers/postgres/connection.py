@@ -108,7 +108,9 @@ def options(target: Target) -> dict[str, Any]:
 def connect(target: Target) -> psycopg.Connection[dict[str, Any]]:
     """Open a connection of ours. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
+        connection = psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # of its blocks, whatever the role's default is
+    return connection
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

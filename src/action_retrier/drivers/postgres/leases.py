@@ -53,8 +53,8 @@ class PostgresLeases:
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it
-        with self._line.connection() as connection:
-            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.is_direct)})
+        with self._line.connection() as connection, connection.transaction():
+            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
             rows = execute(connection, statement, self._target.schema, None)
         if not rows:
             return False
