@@ -101,10 +101,20 @@ class PsycopgHandle(PostgresHandle):
         self.colours = frozenset({colour})
         self._check()
 
+    def begin(self) -> Op[None]:
+        """Check what it is, now that it is our turn, and where it leads."""
+        self._check_state()
+        yield from super().begin()
+
     def _check(self) -> None:
-        connection, kind = self._connection, type(self._connection).__name__
-        if connection.closed:
+        if self._connection.closed:
+            kind = type(self._connection).__name__
             raise InvalidContext(problem=f"ctx is a psycopg {kind} that is closed", remedy="pass one that is open")
+        if not self.is_shared:
+            self._check_state()
+
+    def _check_state(self) -> None:
+        connection, kind = self._connection, type(self._connection).__name__
         if connection.pgconn.pipeline_status != PipelineStatus.OFF:
             raise InvalidContext(
                 problem=f"ctx is a psycopg {kind} in pipeline mode",
