@@ -168,27 +168,6 @@ async def test_a_conflict_inside_a_transaction_stores_nothing_of_its_call(api, h
     assert {run.id for run in await api.all_runs()} == {first, second}
 
 
-async def test_calls_at_the_same_time_do_not_undo_each_other(async_api):
-    """A program that gathers its calls in one transaction: one call's failure takes back nothing of the others'."""
-    api = async_api
-
-    @api.app.action(name="charge")
-    def charge(order_id: int) -> None: ...
-
-    await api.run(api.app, charge, {"order_id": 1}, idempotency_key="taken")
-    async with api.transaction() as ctx:
-        calls = []
-        for n in range(5):
-            calls.append(api.run(ctx, charge, {"order_id": n}, idempotency_key=f"k{n}"))
-            calls.append(api.run(ctx, charge, {"order_id": 2}, idempotency_key="taken"))
-            calls.append(api.run(ctx, charge, {"order_id": n}))
-        ended = await asyncio.gather(*calls, return_exceptions=True)
-
-    assert [type(one) for one in ended] == [str, IdempotencyConflict, str] * 5
-    run_ids = [run_id for run_id in ended if isinstance(run_id, str)]
-    assert [await api.status(api.app, run_id) for run_id in run_ids] == [InProgress()] * 10
-
-
 async def test_a_rolled_back_idempotency_key_is_free(api, holder):
     """A rolled back start holds nothing."""
     done = api.scripted("done")
