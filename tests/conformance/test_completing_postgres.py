@@ -204,6 +204,21 @@ async def test_settings_of_the_session_are_its_own(bench: Bench, setting: str) -
     await completed(bench, set_it, OWN)
 
 
+async def test_what_is_left_in_the_session_does_not_meet_the_next(bench: Bench) -> None:
+    """Else a callback that makes a temporary table would fail the second time, in the same session."""
+
+    def leave_it(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        mine = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        assert ctx.db.execute(mine).fetchall() == []
+        assert ctx.db.execute("SELECT pg_listening_channels()").fetchall() == []
+        ctx.db.execute("SELECT pg_advisory_lock(77)")
+        ctx.db.execute("CREATE TEMP TABLE scratch (a int)")
+        ctx.db.execute("LISTEN mine")
+
+    await completed(bench, leave_it, OWN)
+
+
 @isolations
 async def test_statements_that_callbacks_prepare_are_known_to_the_next(bench: Bench, isolation: Any) -> None:
     """Their names are the session's, in whatever colour it is used."""

@@ -347,6 +347,24 @@ def test_a_role_that_may_not_see_the_tables_is_told_so(role: Role, name: str) ->
         pass
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_of_another_encoding_is_refused(look: psycopg.Connection[Any], name: str, encoding: str) -> None:
+    """Else an error that has a character too many could not be recorded, ever."""
+    look.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")  # type: ignore[call-overload]
+    url = f"{postgres_url().rpartition('/')[0]}/{name}"
+    try:
+        with pytest.raises(DatabaseUnavailable, match=f"encoding is {encoding}.*UTF8"), opened("x", url=url):
+            pass
+    finally:
+        look.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+
+
+def test_the_environments_encoding_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    with opened(name) as database:
+        assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
+
 def test_a_database_that_is_not_there_is_said_so() -> None:
     url = postgres_url().rpartition("/")[0] + "/no_such_database"
 

@@ -32,11 +32,14 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Watch nothing; also in a forked child, whose parent's connections are the parent's to cut."""
         self._watches: list[tuple[float, int, _Watch]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
 
     @contextlib.contextmanager
     def within(
@@ -47,8 +50,7 @@ class Deadlines:
         with self._changed:
             first = not self._watches or self._watches[0][0] > time.monotonic() + seconds
             heapq.heappush(self._watches, (time.monotonic() + seconds, next(self._order), watch))
-            if self._thread is None or self._pid != os.getpid():
-                self._pid = os.getpid()
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="action-retrier-deadlines", daemon=True)
                 self._thread.start()
             elif first:
@@ -83,3 +85,4 @@ def cut(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") ->
 
 deadlines = Deadlines()
 """The one of this process."""
+os.register_at_fork(after_in_child=deadlines.begin)

@@ -1,7 +1,9 @@
 """A transaction of ours that user code may hold."""
 
+import asyncio
 import contextlib
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -43,6 +45,8 @@ class PostgresTransaction:
         self._now_us = now_us
         self._call_s = call_s
         self._twin: BlockingTwin | None = None
+        # User code's tasks, or threads, share it; what undoes the one's call must not undo the other's.
+        self._turn, self._sync_turn = asyncio.Lock(), threading.Lock()
         self.is_open = True
 
     threads = None  # user code may run in any
@@ -105,7 +109,7 @@ class PostgresTransaction:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        async with self.savepoint():
+        async with self._turn, self.savepoint():
             return await adrive(op, self._execute)
 
     async def _execute(self, statement: Statement) -> Rows:
@@ -145,7 +149,7 @@ class PostgresTransaction:
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        with self.savepoint_sync():
+        with self._sync_turn, self.savepoint_sync():
             return drive(op, self.execute_sync)
 
     def execute_sync(self, statement: Statement) -> Rows:
