@@ -344,6 +344,21 @@ def test_a_role_that_may_not_see_the_tables_is_told_so(role: Role, name: str) ->
         pass
 
 
+def test_the_doctor_tells_a_role_that_may_not_see_the_tables(role: Role, name: str) -> None:
+    """It is run where something is wrong, rights among other things."""
+    with opened(name):
+        pass
+    database = open_database(f"{role.url}?schema={name}", clock=ManualClock(), auto_migrate=False)
+
+    with contextlib.closing(database):
+        found = {what: (verdict, told) for what, verdict, told in database.diagnose()}
+
+    assert found["server"][0] == "ok"
+    assert found["schema"][0] == "error"
+    assert "permission denied" in found["schema"][1]
+    assert "USAGE on the schema" in found["schema"][1]
+
+
 def test_a_database_that_is_not_there_is_said_so() -> None:
     url = postgres_url().rpartition("/")[0] + "/no_such_database"
 
