@@ -7,7 +7,7 @@ from typing import Any, Literal
 import psycopg
 
 from ...errors import DatabaseUnavailable
-from .connection import connect, is_pooled
+from .connection import connect, is_pooled, translated
 from .schema import found_version, newest_version
 from .urls import Target
 
@@ -67,7 +67,12 @@ def _of_server(connection: psycopg.Connection[Any], target: Target) -> Iterator[
 
 
 def _of_schema(connection: psycopg.Connection[Any], target: Target) -> Iterator[Check]:
-    version = found_version(connection, target.schema)
+    try:
+        with translated(target):
+            version = found_version(connection, target.schema)
+    except DatabaseUnavailable as error:  # nothing may be read there
+        yield "schema", "error", str(error)
+        return
     if version == newest_version():
         yield "schema", "ok", f"version {version} in {target.schema}"
     elif version == 0:
