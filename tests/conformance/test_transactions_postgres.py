@@ -20,7 +20,7 @@ from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
-from action_retrier.drivers.postgres import commits, session
+from action_retrier.drivers.postgres import commits, database, session
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
@@ -178,6 +178,20 @@ def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_conn
         transaction.connection.cursor_factory = transaction.connection.row_factory = None
 
     assert store.database.write_sync(lambda: cancel_run(NAMESPACE, run_id), apart=True)
+
+
+def test_a_connection_goes_with_its_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without one runs an async mutation on a loop of its own, each time: it must not use up the server."""
+    monkeypatch.setattr(database, "CALL_S", 600.0)  # nor be kept open by the deadlines of calls that have ended
+
+    async def pid(ctx: Any) -> int:
+        return int((await (await ctx.db.execute("SELECT pg_backend_pid()")).fetchone())[0])
+
+    bench.callback(pid, "pid")
+    pids = {bench.mutations.run_sync("pid", None) for _ in range(5)}
+    asked = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)"
+    with bench.store.system.connect(autocommit=True) as look:
+        until(lambda: len(look.execute(asked, [[*pids]]).fetchall()) <= 1)
 
 
 # Sessions that die.

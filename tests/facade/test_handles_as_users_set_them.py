@@ -22,6 +22,7 @@ from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumper
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from action_retrier import ActionRetrier, App, DatabaseUnavailable, InProgress, InvalidContext, SyncActionRetrier
 from action_retrier.testing import ManualClock
@@ -133,6 +134,25 @@ def test_an_error_of_the_server_does_not_end_the_users_transaction(postgres: Pos
             retrier.run(connection, "charge")
         assert connection.execute("SELECT 1").fetchone() == (1,)
         assert connection.info.transaction_status == TransactionStatus.INTRANS
+
+
+def test_a_two_phase_transaction_is_refused_at_once(postgres: PostgresSystem, app: App) -> None:
+    """It could not be prepared whenever a worker happened to sleep, and had to be told by NOTIFY."""
+    engine = sqlalchemy.create_engine(postgres_url().replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    retrier = SyncActionRetrier(app)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.tpc_begin(connection.xid(1, "global", "branch"))
+        with pytest.raises(InvalidContext, match=r"two-phase.*ordinary transaction"):
+            retrier.run(connection, "charge")
+        assert retrier.list(connection).runs == []
+        connection.tpc_rollback()
+    quiet = App(f"{postgres.url}&notify=false")
+    with quiet, psycopg.connect(postgres_url()) as connection:
+        connection.tpc_begin(connection.xid(1, "global", "branch"))
+        assert SyncActionRetrier(quiet).run(connection, "charge")
+        connection.tpc_rollback()
+    with Session(engine, twophase=True) as session, pytest.raises(InvalidContext, match="two-phase"):
+        retrier.run(session, "charge")
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ import psycopg
 
 
 class _Watch:
-    __slots__ = ("connection", "ended", "expired")
+    __slots__ = ("connection",)
 
     def __init__(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
-        self.connection = connection
-        self.ended = False
-        self.expired = False
+        self.connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None = connection
 
 
 class Deadlines:
@@ -59,15 +57,16 @@ class Deadlines:
             yield
         finally:
             with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
-                watch.ended = True
+                watch.connection = None  # it must not be kept open by whoever has forgotten it
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._watches and (self._watches[0][2].ended or self._watches[0][0] <= time.monotonic()):
+                while self._watches and (
+                    self._watches[0][2].connection is None or self._watches[0][0] <= time.monotonic()
+                ):
                     _, _, watch = heapq.heappop(self._watches)
-                    if not watch.ended:
-                        watch.expired = True
+                    if watch.connection is not None:
                         cut(watch.connection)
                 wait_s = self._watches[0][0] - time.monotonic() if self._watches else None
                 self._changed.wait(wait_s)

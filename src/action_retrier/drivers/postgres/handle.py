@@ -156,6 +156,12 @@ class PsycopgHandle(PostgresHandle):
                     problem=f"ctx is a psycopg {kind} that is busy with another statement",
                     remedy="await that one first; a connection runs one statement at a time",
                 )
+        if self._writes and self._target.notify and connection._tpc is not None:  # noqa: SLF001 - nothing else tells
+            raise InvalidContext(
+                problem=f"ctx is a psycopg {kind} in a two-phase transaction, which PostgreSQL does not prepare once "
+                "it has notified a worker",
+                remedy="use an ordinary transaction, or ?notify=false in the URLs of all that use the database",
+            )
         if self._writes and connection.autocommit and not self.in_transaction:
             raise InvalidContext(
                 problem=f"ctx is a psycopg {kind} in autocommit mode with no transaction open",
