@@ -149,7 +149,7 @@ def lost_attempts(attempts: Sequence[tuple[str, int]]) -> Op[list[tuple[str, int
 
 def expire_runs(namespace: str, count: int) -> Op[int]:
     """Fail at most *count* pending runs whose deadline has passed; return how many."""
-    return len((yield Statement("expire_runs", {"namespace": namespace, "count": count}, stands_alone=True)))
+    return len((yield Statement("expire_runs", {"namespace": namespace, "count": count})))
 
 
 def finish_callback(run_id: str, worker: str, tries: int) -> Op[bool]:
