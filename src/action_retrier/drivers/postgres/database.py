@@ -221,7 +221,7 @@ class PostgresDatabase:
                 return await begin_async(connection, isolation, marked=self._marked, idle_s=idle_s)
 
         async with self._pool.begun_async(begin_here) as (connection, mark):
-            transaction = PostgresTransaction(connection, self._target, self._now_us)
+            transaction = PostgresTransaction(connection, self._target, self._now_us, idle_s=idle_s)
             try:
                 yield transaction
             except BaseException:
@@ -261,7 +261,11 @@ class PostgresDatabase:
 
         with self._pool.begun(begin_here) as (connection, mark):
             transaction = PostgresTransaction(
-                connection, self._target, self._now_us, call_s=LOCKED_CALL_S if lock_timeout else CALL_S
+                connection,
+                self._target,
+                self._now_us,
+                call_s=LOCKED_CALL_S if lock_timeout else CALL_S,
+                idle_s=idle_s,
             )
             try:
                 yield transaction
