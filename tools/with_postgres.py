@@ -38,7 +38,9 @@ def main() -> int:
             print("\nThe server stays until Ctrl-C.", file=sys.stderr)
             with suppress(KeyboardInterrupt):
                 signal.pause()
-    print("The server was a temporary one; its database is gone.", file=sys.stderr)
+    print(
+        "The server was a temporary one, and its database is gone (with --keep it stays until Ctrl-C).", file=sys.stderr
+    )
     return code
 
 

@@ -8,6 +8,7 @@ logger = logging.getLogger("action_retrier")
 
 DATABASE_URL_VARIABLE = "ACTION_RETRIER_DATABASE_URL"
 LOG_LEVEL_VARIABLE = "ACTION_RETRIER_LOG_LEVEL"
+DJANGO_SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 DEFAULT_DATABASE_URL = "sqlite:///action_retrier.db"
 
 _LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
@@ -21,6 +22,11 @@ def database_url() -> str:
 def set_database_url(url: str) -> None:
     """Make *url* what `database_url` returns from now on, here and in the processes started from here."""
     os.environ[DATABASE_URL_VARIABLE] = url
+
+
+def django_settings() -> str | None:
+    """Return the module of Django's settings that ``$DJANGO_SETTINGS_MODULE`` names, if it does."""
+    return os.environ.get(DJANGO_SETTINGS_VARIABLE) or None
 
 
 def configure_logging(*, always_show: bool = False) -> None:
@@ -38,6 +44,8 @@ def configure_logging(*, always_show: bool = False) -> None:
         logger.setLevel(_LEVELS["INFO"] if level is None else level)
     if (value is not None or always_show) and not logger.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
+        # One that is configured later, as by the module that the App is imported from, shows the same records.
+        handler.addFilter(lambda _: [*logger.handlers, *logging.root.handlers] == [handler])
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(handler)
     if level is None:

@@ -125,7 +125,7 @@ def test_a_signal_to_the_whole_group_counts_once(supervise, retrier, folder):
 
     assert supervisor.wait() == 0
     assert retrier.status(run_id) == Completed(Success("released"))
-    assert "again" not in str(supervisor).replace("(again: no longer)", "")
+    assert "again" not in str(supervisor).replace("(a second signal ends that)", "")
 
 
 def test_actions_that_ignore_the_stop_do_not_keep_the_supervisor(supervise, retrier, is_alive):

@@ -290,6 +290,7 @@ def test_the_search_path_does_not_matter(name: str, path: str) -> None:
     query = f"&options=-c%20search_path%3D{path or chr(39) * 2}"
     with opened(name, query=query) as database:
         assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
         assert database.read_sync(lambda: list_workers(NAMESPACE)) == []
 
 
@@ -335,6 +336,7 @@ def test_a_role_that_may_only_use_the_tables_can_work(look: psycopg.Connection[A
 
     with opened(name, url=role.url, auto_migrate=False) as database:
         assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
         with database.transaction_sync() as transaction:
             assert transaction.run_sync(start_runs(NAMESPACE, [])) == []
 
@@ -363,6 +365,21 @@ def test_the_environments_encoding_does_not_matter(name: str, monkeypatch: pytes
     monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
     with opened(name) as database:
         assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
+
+def test_the_doctor_tells_a_role_that_may_not_see_the_tables(role: Role, name: str) -> None:
+    """It is run where something is wrong, rights among other things."""
+    with opened(name):
+        pass
+    database = open_database(f"{role.url}?schema={name}", clock=ManualClock(), auto_migrate=False)
+
+    with contextlib.closing(database):
+        found = {what: (verdict, told) for what, verdict, told in database.diagnose()}
+
+    assert found["server"][0] == "ok"
+    assert found["schema"][0] == "error"
+    assert "permission denied" in found["schema"][1]
+    assert "USAGE on the schema" in found["schema"][1]
 
 
 def test_a_database_that_is_not_there_is_said_so() -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import Succeeded
+from action_retrier._ops.claims import ANY_LOSSES, claim_runs, next_due
 from action_retrier._ops.control import cancel_run, clean_up_run, load_status, prune_runs, retry_run
 from action_retrier._ops.reports import apply_moves
 from action_retrier._ops.starts import start_runs
-from action_retrier._ops.workers import list_workers, recover_worker
+from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
 from action_retrier.drivers.postgres import commits, session
@@ -241,6 +242,79 @@ def test_an_operation_whose_session_is_lost_in_the_midst_of_it_is_done_once(stor
 
     assert len(tries) == 2
     assert {row["id"] for row in store.system.table("runs")} == {start.id for start in starts}
+
+
+class Exchanges:
+    """Counts what a session sends, and loses its connection when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[str] = []
+        self.loses: str | None = None
+        begin, execute, commit = session.begin, session.execute, session.commit
+
+        def counted_begin(*args: Any, **options: Any) -> Any:
+            self.sent.append("BEGIN")
+            return begin(*args, **options)
+
+        def counted_execute(connection: Any, statement: Statement, *args: Any) -> Any:
+            self.sent.append(statement.name)
+            rows = execute(connection, statement, *args)
+            if statement.name == self.loses:
+                self.loses = None
+                connection.close()
+                raise psycopg.OperationalError("the answer is lost")
+            return rows
+
+        def counted_commit(*args: Any) -> None:
+            self.sent.append("COMMIT")
+            commit(*args)
+
+        monkeypatch.setattr(session, "begin", counted_begin)
+        monkeypatch.setattr(session, "execute", counted_execute)
+        monkeypatch.setattr(session, "commit", counted_commit)
+
+
+@pytest.fixture
+def exchanges(store: Store, monkeypatch: pytest.MonkeyPatch) -> Exchanges:
+    store.status(store.start())  # both sessions are open
+    return Exchanges(monkeypatch)
+
+
+def test_what_stands_alone_is_one_exchange(store: Store, exchanges: Exchanges) -> None:
+    """A claim, the question before it, a status: of three round trips two are spared."""
+    worker = store.worker("charge")
+    exchanges.sent.clear()
+
+    due = store.read(next_due, worker, ANY_LOSSES)
+    (row,) = store.write(claim_runs, worker, 10, 0, due.lanes).runs
+    assert store.status(row["id"]) == InProgress()
+
+    assert exchanges.sent == ["next_due", "claim_runs", "select_status"]
+
+
+def test_what_does_not_stand_alone_has_a_transaction(store: Store, exchanges: Exchanges) -> None:
+    """A start is looked up when its COMMIT gets no answer; a claim with suspects is two statements."""
+    store.start()
+    assert exchanges.sent == ["BEGIN", "insert_runs", "COMMIT"]
+    exchanges.sent.clear()
+
+    worker = store.worker("charge")
+    exchanges.sent.clear()
+    store.write(claim_runs, worker, 10, ANY_LOSSES)
+    assert exchanges.sent[0] == "BEGIN"
+    assert exchanges.sent[-1] == "COMMIT"
+
+
+def test_a_claim_that_got_no_answer_is_done_again(store: Store, exchanges: Exchanges) -> None:
+    """I1: what the first has taken is the worker's; it does not know of that, and gives it back (see test_recovering)."""
+    worker = store.worker("charge")
+    first, second = sorted(row["id"] for row in store.system.table("runs")), store.start()
+    exchanges.loses = "claim_runs"
+
+    claimed = store.write(claim_runs, worker, 1, 0)
+
+    assert [row["id"] for row in claimed.runs] == [second]
+    assert {(run_id, 1) for run_id in [*first, second]} == store.read(owned_by, worker.id).attempts
 
 
 def test_a_users_transaction_whose_session_is_lost_says_so(store: Store) -> None:

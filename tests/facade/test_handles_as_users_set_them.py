@@ -448,3 +448,38 @@ except Exception as error:
 assert not {"sqlalchemy", "django", "asyncpg", "aiosqlite", "psycopg"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", source], cwd=tmp_path, check=True)
+
+
+def test_blocking_programs_with_sqlalchemy_need_no_greenlet(tmp_path: Path) -> None:
+    """SQLAlchemy 2.1 brings it for its asyncio only, and cannot import that without."""
+    source = """
+import sys
+sys.modules["greenlet"] = None  # as if it were not installed
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+from action_retrier import App, InvalidContext, MutationCtx, Success, SyncActionRetrier
+engine = create_engine("sqlite:///x.db")
+app = App(engine)
+retrier = SyncActionRetrier(app)
+
+@app.action(name="charge")
+def charge() -> str: return "receipt"
+
+@app.mutation(name="settle")
+def settle(ctx: MutationCtx) -> None:
+    ctx.session.execute(text("INSERT INTO settled VALUES (1)"))
+
+with Session(engine) as session, session.begin():
+    session.execute(text("CREATE TABLE settled (n int)"))
+    run_id = retrier.run(session, charge, on_complete=settle)
+with app, app.worker():
+    assert retrier.wait(app, run_id) == Success("receipt")
+with engine.connect() as connection:
+    assert retrier.get(connection, run_id).state == "succeeded"
+    assert connection.execute(text("SELECT count(*) FROM settled")).scalar_one() == 1
+try:
+    retrier.run(engine, charge)
+except InvalidContext as error:
+    assert "ctx is an Engine" in str(error), error
+"""
+    subprocess.run([sys.executable, "-c", source], cwd=tmp_path, check=True)

@@ -98,6 +98,7 @@ def test_a_url_that_names_no_database_is_named_in_the_error(url: str) -> None:
         ("", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
         ("data/", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
         ("user:secret@host", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
+        ("mysql+pymysql://host/shop", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
         ("mysql://host/shop", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
     ],
 )
@@ -207,3 +208,19 @@ def test_a_schema_that_is_no_plain_name_is_refused(schema: str) -> None:
 def test_a_switch_is_true_or_false(query: str) -> None:
     with pytest.raises(ValueError, match="must be true or false"):
         target(f"postgresql://host/db?{query}")
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("shcema=jobs", "it has no parameter 'shcema'; did you mean schema?"),
+        ("sslmode=require&sslmod=require", "it has no parameter 'sslmod'; did you mean sslmode?"),
+        ("ssl=true&x=7", "it has no parameter 'x'"),
+    ],
+)
+def test_a_parameter_that_nobody_knows_is_named_with_what_was_meant(query: str, told: str) -> None:
+    """What libpq itself says would do, but shows the password."""
+    text = refused(f"postgresql://user:secret@host/db?{query}")
+
+    assert text.endswith(told)
+    assert "secret" not in text

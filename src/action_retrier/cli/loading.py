@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ def find_app(app: str | None, database: str | None, namespace: str | None) -> Ap
         WrongUsage: They cannot be used, or there is no such database yet: looking creates none.
     """
     found = make_app(app, database, namespace)
-    if not database_of(found).exists():
+    with as_usage():  # only now is a Django alias looked up
+        exists = database_of(found).exists()
+    if not exists:
         raise WrongUsage(
             f"no such database: {found.location} (check --database; a worker or `action-retrier migrate` creates it)"
         )
@@ -47,6 +50,8 @@ def find_app(app: str | None, database: str | None, namespace: str | None) -> Ap
 def make_app(app: str | None, database: str | None, namespace: str | None) -> App:
     """Return the App that the options mean, whether or not there is such a database. Raises `WrongUsage`."""
     if app is None:
+        if database is not None and database.startswith("django:"):
+            _set_up_django(database)
         with as_usage():
             # Whoever only looks does not change the schema of a database that others use.
             return App(database, namespace="default" if namespace is None else namespace, auto_migrate=False)
@@ -94,10 +99,10 @@ def load_app(target: str) -> App:
 
 
 def load_module(name: str) -> object:
-    """Import a module, the current directory first. Raises `WrongUsage`."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    """Import a module, the current directory first, and after Django's settings, if any. Raises `WrongUsage`."""
+    here = _look_here_first()
+    if config.django_settings() is not None and importlib.util.find_spec("django") is not None:
+        _set_up_django(name)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -106,6 +111,27 @@ def load_module(name: str) -> object:
         raise WrongUsage(_explain(name, error)) from error
     except (Exception, SystemExit) as error:
         raise WrongUsage(_explain(name, error)) from error
+
+
+def _look_here_first() -> str:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return here
+
+
+def _set_up_django(what: str) -> None:
+    """Do what a Django project's own commands do first: models cannot be imported before. Raises `WrongUsage`."""
+    settings = config.django_settings()
+    if settings is None:
+        raise WrongUsage(f"{what} needs Django's settings: set ${config.DJANGO_SETTINGS_VARIABLE}, or pass --app")
+    _look_here_first()
+    try:
+        from ..drivers.django import set_up  # noqa: PLC0415 - only who uses Django needs it
+
+        set_up()
+    except (Exception, SystemExit) as error:
+        raise WrongUsage(f"Django cannot be set up: {_explain(settings, error)}") from error
 
 
 def _explain(name: str, error: BaseException) -> str:

@@ -67,7 +67,7 @@ DatabaseOption = Annotated[
     typer.Option(
         "--database",
         metavar="URL",
-        help="The database: sqlite:///relative.db or sqlite:////absolute.db. Default: that of --app, "
+        help="The database: sqlite:///relative.db, sqlite:////absolute.db or postgresql://.... Default: that of --app, "
         "else $ACTION_RETRIER_DATABASE_URL, else sqlite:///action_retrier.db.",
         show_default=False,
     ),

@@ -139,7 +139,8 @@ class Orders:
         self._level = level
         match level:
             case 1:
-                logger.info("%s: stopping; what has begun may end for %g s (again: no longer)", name, self._grace_s)
+                words = "%s: stopping; what has begun may end for %g s (a second signal ends that)"
+                logger.info(words, name, self._grace_s)
                 self._deadline_s = now_s + self._grace_s + _REACTION_S
                 self._stop()
             case 2:

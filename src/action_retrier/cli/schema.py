@@ -22,7 +22,8 @@ def migrate(
     """
     Create the tables, or upgrade them.
 
-    Workers of the version before keep working meanwhile. It creates the database if there is none.
+    Workers of the version before keep working meanwhile. Of SQLite's, the file is created if there is none; on
+    PostgreSQL the database has to be there.
     """
     found = make_app(app, database, namespace)
     if sql:

@@ -63,8 +63,8 @@ def worker(
     Execute runs, until SIGTERM or SIGINT.
 
     Then nothing new begins, and what has begun may end. A second signal ends that grace time, a
-    third one the process. Modules are looked for in the current directory first. The database,
-    and the tables in it, are created if need be.
+    third one the process. Modules are looked for in the current directory first. The tables, and
+    a SQLite file, are created if need be.
     """
     name = _one_of(target, app)
     with as_usage():

@@ -88,6 +88,8 @@ class Subscription(Protocol):
 
     active: bool
     """While False nothing is looked for on its behalf, which costs nothing."""
+    was_told: bool
+    """Whether another process has said that it started something; whoever has read it clears it."""
 
     async def tune(self, worker: str, *, busy: bool) -> float | None:
         """
@@ -303,9 +305,9 @@ def _open_engine(engine: object, *, clock: Clock, auto_migrate: bool) -> Databas
 
 
 def _advice(url: str) -> str:
-    scheme = url.partition(":")[0]
-    if "+" in scheme and "://" in url:
-        return f"pass SQLAlchemy's engine itself, App(engine), or a URL without +{scheme.partition('+')[2]}"
+    scheme, plus, driver = url.partition(":")[0].partition("+")
+    if plus and scheme in {"postgresql", "postgres", "sqlite"} and "://" in url:
+        return f"pass SQLAlchemy's engine itself, App(engine), or a URL without +{driver}"
     if _BARE_PATH.fullmatch(url):
         return f"did you mean sqlite:///{url}?"
     return "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."

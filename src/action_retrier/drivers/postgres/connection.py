@@ -38,7 +38,8 @@ _REMEDIES: dict[str, str] = {
     "28": "correct the user and the password in the URL",
     "3D000": "create the database, or correct its name in the URL",
     "3F000": "run `action-retrier migrate`, or leave auto_migrate=True",
-    "42501": "grant the role what `action-retrier migrate --sql` needs",
+    "42501": "grant the role USAGE on the schema and SELECT, INSERT, UPDATE and DELETE on its tables; "
+    "where there is none yet, have `action-retrier migrate` run by one with CREATE on the database",
     "42P01": "run `action-retrier migrate`, or leave auto_migrate=True",
     "53100": "the server's disk is full: free some space; nothing of this was written",
     "53300": "the server has no connection left: raise max_connections or use a pooler",

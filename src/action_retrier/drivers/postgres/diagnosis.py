@@ -72,7 +72,12 @@ def _of_server(connection: psycopg.Connection[Any], target: Target) -> Iterator[
 
 
 def _of_schema(connection: psycopg.Connection[Any], target: Target) -> Iterator[Check]:
-    version = found_version(connection, target.schema)
+    try:
+        with translated(target):
+            version = found_version(connection, target.schema)
+    except DatabaseUnavailable as error:  # nothing may be read there
+        yield "schema", "error", str(error)
+        return
     if version == newest_version():
         yield "schema", "ok", f"version {version} in {target.schema}"
     elif version == 0:

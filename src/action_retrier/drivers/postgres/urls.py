@@ -1,11 +1,13 @@
 """What a ``postgresql://`` URL says to us and to libpq."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
 from .. import mask_password
@@ -57,7 +59,9 @@ def parse(url: str) -> Target:
         found = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
         # libpq's own words quote the URL, password included.
-        raise ValueError(f"database {mask_password(url)!r} is not a URL that libpq understands") from error
+        raise ValueError(
+            f"database {mask_password(url)!r} is not a URL that libpq understands{_unknown(name for name, _ in theirs)}"
+        ) from error
     if not _is_sound(found):
         # libpq takes a part of a password that was not encoded for something else, and would show it in its errors.
         raise ValueError(
@@ -76,6 +80,16 @@ def parse(url: str) -> Target:
         notify=_truth("notify", ours.get("notify", "true")),
         direct=_truth("direct", ours.get("direct", "true")),
     )
+
+
+def _unknown(names: Iterable[str]) -> str:
+    """Name the first parameter that nobody knows, if that is what is wrong, and what may have been meant."""
+    known = {"schema", "notify", "direct", "ssl"} | {one.keyword.decode() for one in pq.Conninfo.get_defaults()}
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is None:
+        return ""
+    meant = difflib.get_close_matches(unknown, sorted(known), n=1)
+    return f": it has no parameter {unknown!r}" + (f"; did you mean {meant[0]}?" if meant else "")
 
 
 def _is_sound(found: Mapping[str, object]) -> bool:

@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..._clock import Clock
 from ..._statements import adrive, drive
@@ -17,6 +16,9 @@ from ..lent import Lanes, LentDatabase, Reached, protection
 from .handle import SqlalchemyHandle, remember_begun
 from .transaction import AsyncEngineTransaction, EngineTransaction
 from .urls import shown_url, url_of
+
+if TYPE_CHECKING:  # importing it takes greenlet, which blocking programs need not have
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _THREADS = 8
 
@@ -52,7 +54,7 @@ class _EngineDatabase(LentDatabase):
         return found if isinstance(found, Handle) else None
 
 
-def _options(connection: Connection | AsyncConnection, isolation: Isolation) -> dict[str, Any]:
+def _options(connection: "Connection | AsyncConnection", isolation: Isolation) -> dict[str, Any]:
     """Return execution options of a transaction; SQLite has one level, and how it begins is the user's own choice."""
     return {"isolation_level": isolation.upper()} if connection.dialect.name == "postgresql" else {}
 
@@ -138,7 +140,7 @@ class AsyncEngineDatabase(_EngineDatabase):
 
     mutation_colours = frozenset({"async"})
 
-    def __init__(self, engine: AsyncEngine, *, clock: Clock, auto_migrate: bool) -> None:
+    def __init__(self, engine: "AsyncEngine", *, clock: Clock, auto_migrate: bool) -> None:
         super().__init__(engine.sync_engine, clock=clock, auto_migrate=auto_migrate)
         self._engine = engine
         self._threads = DaemonThreads(_THREADS, "action-retrier-engine")
@@ -201,7 +203,7 @@ class AsyncEngineDatabase(_EngineDatabase):
             turn.__exit__(None, None, None)
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+    async def _connected(self) -> AsyncIterator["AsyncConnection"]:
         connection = await self._engine.connect()
         try:
             yield connection

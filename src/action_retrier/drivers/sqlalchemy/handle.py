@@ -1,10 +1,10 @@
 """The user's own session or connection of SQLAlchemy's: what it holds is a connection of a driver's."""
 
+import sys
 import weakref
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from ..._statements import Op
@@ -22,13 +22,15 @@ _begun: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 def find_handle(handle: object, find_raw: FindRaw, *, writes: bool) -> "SqlalchemyHandle | None":
     """Return what runs operations through *handle*; None if it is no session or connection."""
-    if isinstance(handle, scoped_session | async_scoped_session):
+    # Importing it takes greenlet, which blocking programs need not have: what is of it comes from who has done so.
+    asynchronous: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    if isinstance(handle, scoped_session) or (asynchronous and isinstance(handle, asynchronous.async_scoped_session)):
         handle = handle()
     if isinstance(handle, Session | Connection):
         return SqlalchemyHandle(handle, handle, "sync", find_raw, writes=writes)
-    if isinstance(handle, AsyncSession):
+    if asynchronous and isinstance(handle, asynchronous.AsyncSession):
         return SqlalchemyHandle(handle, handle.sync_session, "async", find_raw, writes=writes)
-    if isinstance(handle, AsyncConnection):
+    if asynchronous and isinstance(handle, asynchronous.AsyncConnection):
         return SqlalchemyHandle(handle, handle.sync_connection, "async", find_raw, writes=writes)
     return None
 

@@ -1,16 +1,18 @@
 """Transactions of a user's engine, with the session that user code receives."""
 
 import contextlib
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ..._threads import DaemonThreads
 from ..handle import Handle
 from ..lent_transaction import AwaitedTransaction, BlockingTransaction, refuse
+
+if TYPE_CHECKING:  # importing it takes greenlet, which blocking programs need not have
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 
 class _Guard:
@@ -99,7 +101,7 @@ class EngineTransaction(BlockingTransaction):
 class AsyncEngineTransaction(AwaitedTransaction):
     """A transaction of an async engine."""
 
-    def __init__(self, connection: AsyncConnection, handle: Handle) -> None:
+    def __init__(self, connection: "AsyncConnection", handle: Handle) -> None:
         super().__init__(handle)
         self._connection = connection
         assert connection.sync_connection is not None
@@ -108,6 +110,8 @@ class AsyncEngineTransaction(AwaitedTransaction):
 
     def before_user_code(self) -> None:
         """Open a session in the transaction; each stretch of user code has its own."""
+        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - there is an async engine, so there is greenlet
+
         options: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
         self.session = AsyncSession(bind=self._connection, **options)
         self._guard.watch(self.session.sync_session)
