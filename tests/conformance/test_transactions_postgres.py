@@ -20,12 +20,13 @@ from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
-from action_retrier.drivers.postgres import commits, database, session
+from action_retrier.drivers.postgres import commits, session
+from action_retrier.drivers.postgres import database as database_module
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
 from ..stores import LIMIT_S, NAMESPACE, Store, in_thread, until
-from ..support.postgres_server import running_server
+from ..support.postgres_server import Server, running_server
 from .bench import Bench
 
 
@@ -182,7 +183,7 @@ def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_conn
 
 def test_a_connection_goes_with_its_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program without one runs an async mutation on a loop of its own, each time: it must not use up the server."""
-    monkeypatch.setattr(database, "CALL_S", 600.0)  # nor be kept open by the deadlines of calls that have ended
+    monkeypatch.setattr(database_module, "CALL_S", 600.0)  # nor be kept open by the deadlines of calls that have ended
 
     async def pid(ctx: Any) -> int:
         return int((await (await ctx.db.execute("SELECT pg_backend_pid()")).fetchone())[0])
@@ -416,6 +417,46 @@ async def test_a_mutation_that_was_the_victim_of_a_deadlock_is_done_again(bench:
 # A server that does not answer.
 
 
+def stop(server: Server, stack: contextlib.ExitStack) -> None:
+    """Stop all processes of a server, as a host does that hangs; they go on when the stack is left."""
+    for process in [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]:
+        stack.callback(process.send_signal, signal.SIGCONT)
+        process.send_signal(signal.SIGSTOP)
+
+
+def test_a_server_that_stops_while_an_operation_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollback waits no longer than any other call, or the writer's thread would stand still with the server."""
+    monkeypatch.setattr(session, "CALL_S", 0.3)
+    with running_server() as server, contextlib.ExitStack() as stopped:
+        database = stopped.enter_context(
+            contextlib.closing(open_database(server.url, clock=SystemClock(), auto_migrate=True))
+        )
+
+        def fail() -> Op[None]:
+            yield Statement("select_workers", {"namespace": NAMESPACE})
+            stop(server, stopped)
+            raise Bug
+
+        with pytest.raises(Bug):
+            in_thread(database.write_sync, fail).result(LIMIT_S)
+
+
+@pytest.mark.parametrize("last", ["is_pooled", "read_meta"])
+def test_a_server_that_stops_while_it_is_opened_is_given_up(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    monkeypatch.setattr(database_module, "CALL_S", 0.3)
+    before = getattr(database_module, last)
+    with running_server() as server, contextlib.ExitStack() as stopped:
+
+        def stop_and_ask(*args: Any) -> Any:
+            stop(server, stopped)
+            return before(*args)
+
+        monkeypatch.setattr(database_module, last, stop_and_ask)
+        database = open_database(server.url, clock=SystemClock(), auto_migrate=True)
+        with pytest.raises(DatabaseUnavailable):
+            in_thread(database.open).result(LIMIT_S)
+
+
 def test_a_server_that_was_stopped_is_given_up_and_used_again_when_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,16 +468,10 @@ def test_a_server_that_was_stopped_is_given_up_and_used_again_when_it_goes_on(
         with contextlib.closing(database):
             assert database.write_sync(lambda: list_workers(NAMESPACE)) == []
             before = database._writer._connection  # type: ignore[attr-defined]
-            stopped = [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]
-            for process in stopped:
-                process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
-            try:
-                with pytest.raises(DatabaseUnavailable):
-                    database.write_sync(lambda: list_workers(NAMESPACE))
-            finally:
-                for process in stopped:
-                    process.send_signal(signal.SIGCONT)
+            with contextlib.ExitStack() as stopped, pytest.raises(DatabaseUnavailable):
+                stop(server, stopped)
+                database.write_sync(lambda: list_workers(NAMESPACE))
             assert time.monotonic() - began < 10
             assert before.closed
 

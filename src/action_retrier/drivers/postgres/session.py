@@ -186,7 +186,8 @@ class Session(Jobs):
     def _go_back(self) -> None:
         if self._connection is not None and self._connection.info.transaction_status != TransactionStatus.IDLE:
             try:
-                self._connection.execute("ROLLBACK")
+                with deadlines.within(CALL_S, self._connection):
+                    self._connection.execute("ROLLBACK")
             except psycopg.Error:
                 self._drop()
 
