@@ -9,6 +9,8 @@ from .drivers import Leases
 from .errors import DatabaseUnavailable
 
 HEARTBEAT_S = 3.0
+_TOLD_EVERY = 10
+"""Of renewals in vain, one after the other, this many make one line of the log: an outage may last."""
 
 
 class Heartbeat:
@@ -46,6 +48,7 @@ class Heartbeat:
     def _beat(self) -> None:
         with suppress(Exception):  # the next renewal says it too
             self._leases.announce(self._worker)
+        in_vain = 0
         while not self._stop.wait(HEARTBEAT_S):
             if not self._is_wanted():
                 # The event loop is gone without a goodbye: let others have the runs.
@@ -54,10 +57,15 @@ class Heartbeat:
             try:
                 renewed = self._leases.renew(self._worker)
             except (OSError, DatabaseUnavailable) as error:
-                logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
+                if in_vain % _TOLD_EVERY == 0:
+                    logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
+                in_vain += 1
                 continue
             except Exception:  # noqa: BLE001 - the loop's boundary: without a heartbeat the worker would do nothing for ever
                 logger.exception("the lease of worker %s could not be renewed", self._worker)
                 continue
+            if in_vain:
+                logger.info("worker %s reaches its lease again, after %d renewals in vain", self._worker, in_vain)
+                in_vain = 0
             if not renewed:
                 self._lost()

@@ -67,7 +67,7 @@ class Registry:
                 raise UnknownFunction(name=given.name, remedy="it belongs to another App; use the retrier of that one")
             return given.name, given
         if callable(given):
-            raise UnknownFunction(name=_display(given), remedy="decorate it with @app.action")
+            raise UnknownFunction(name=_display(given), remedy=_remedy(given, "@app.action"))
         if inspect.iscoroutine(given):
             given.close()  # nobody will await it, and Python need not warn of that as well
             raise InvalidArguments(
@@ -128,7 +128,7 @@ class Registry:
         if isinstance(given, str) and given in self.mutations:
             return self.mutations[given]
         if isinstance(given, str) or callable(given):
-            raise UnknownFunction(name=_display(given), remedy="decorate it with @app.mutation")
+            raise UnknownFunction(name=_display(given), remedy=_remedy(given, "@app.mutation"))
         raise InvalidArguments(function=_display(given), problem="a mutation, or the name of one, is wanted here")
 
 
@@ -138,6 +138,12 @@ def _place(registered: "Action[Any, Any, Any] | Mutation[Any, Any]") -> str:
     code = getattr(function, "__code__", None)
     name = getattr(function, "__qualname__", repr(registered))
     return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _remedy(given: object, decorator: str) -> str:
+    if getattr(given, "__name__", None) == "<lambda>":
+        return f"no other process could find a lambda by its name: make it a def, and decorate that with {decorator}"
+    return f"decorate it with {decorator}"
 
 
 def _display(given: object) -> str:

@@ -57,7 +57,10 @@ class Waiting:
         if isinstance(status, Completed):
             return status.result
         if self._until_us is not None and self._clock.monotonic_us() >= self._until_us:
-            raise TimeoutError(f"run {self._run_id} has not ended within {self._timeout_ms:g} ms")
+            raise TimeoutError(
+                f"run {self._run_id} has not ended within {self._timeout_ms:g} ms; `get` tells what becomes of it, "
+                "and if no worker knows its action (blocked_by)"
+            )
         return None
 
     def pause_s(self) -> float:

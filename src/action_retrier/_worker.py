@@ -156,7 +156,7 @@ class Worker:
         self._claiming.stop()
         self._executions.give_back_unbegun()
         self._reporter.stop()
-        logger.info("worker %s stops: %d attempts are under way", self.id, len(self._executions))
+        logger.info("worker %s stops; attempts under way: %d", self.id, len(self._executions))
         timer = self._engine.clock.call_later(self._grace_us, self._hurried.set)
         await self._wait_until(lambda: not self._executions and not self._claiming.is_under_way, or_when=self._hurried)
         timer.cancel()

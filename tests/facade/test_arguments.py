@@ -751,6 +751,13 @@ async def test_a_function_that_is_not_decorated_is_an_unknown_function(api):
         await api.run(api.app, undecorated, {"order_id": 7})
 
 
+async def test_a_lambda_is_not_told_to_be_decorated(api):
+    with pytest.raises(UnknownFunction, match="make it a def"):
+        await api.run(api.app, lambda: 1)
+    with pytest.raises(UnknownFunction, match="make it a def"):
+        await api.run(api.app, api.scripted("done").action, on_complete=lambda _: 1)
+
+
 async def test_a_mutation_is_no_action(api):
     """Only actions are run by a retrier."""
 

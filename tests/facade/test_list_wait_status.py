@@ -174,7 +174,7 @@ async def test_wait_gives_up_after_its_timeout(api):
     done = api.scripted("done")
     run_id = await api.run(api.app, done.action)
     waiter = api.background(api.retrier.wait, api.app, run_id, timeout_ms=200)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="within 200 ms; `get` tells"):
         await api.advance_until_done(waiter, 100)
     assert await api.status(api.app, run_id) == InProgress()
     async with api.worker() as worker:

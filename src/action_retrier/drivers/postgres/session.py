@@ -99,7 +99,8 @@ class Session(Jobs):
         try:
             connection = self._connected()
             op, first = _peek(jobs)
-            lone = first is not None and first.stands_alone  # spares two exchanges of three
+            # Spares two exchanges of three; behind a pooler the role's default isolation would count.
+            lone = first is not None and first.stands_alone and self._target.direct
             with deadlines.within(CALL_S, connection):
                 mark = None if lone else self._begin(connection)
             jobs[:] = self.begin(jobs)
