@@ -35,7 +35,8 @@ test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs 
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
 
 storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
-	$(BIN)/pytest -m slow tests/crash/test_storm_postgres.py tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
+	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
+		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
 
 hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \

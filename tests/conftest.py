@@ -1,8 +1,9 @@
 """What the tests of storage share, whatever they look at: time that stands still, and each database system."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marked = ["sqlite"]  # a file
         systems = marked or systems_for(metafunc.module)
         metafunc.parametrize("system", systems, indirect=True, scope="function")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Make what a test says fit for the way to pytest-xdist's other process, which breaks down over a lone surrogate."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_encodable(key): _encodable(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(_encodable, value))
+    return value
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""What the tests start is gone when they are, whatever ended them."""
+"""The tests' own tools: what they start ends with them, and what they say is heard."""
 
+import logging
 import signal
 import subprocess
 import sys
@@ -34,3 +35,8 @@ def test_a_program_ends_when_the_tests_are_killed(under):
         tests.send_signal(signal.SIGKILL)
 
         assert psutil.wait_procs([program], LIMIT_S)[1] == []
+
+
+def test_a_lone_surrogate_in_the_log_is_no_trouble_for_pytest_xdist():
+    """It was an INTERNALERROR that hid what had failed."""
+    logging.getLogger(__name__).warning("a lone surrogate: \ud800")

@@ -40,8 +40,10 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CrashDa
         url = urlsplit(postgres_url())._replace(path=f"/{name}").geturl()
         if request.param == "pgbouncer":
             pooled = urlsplit(pgbouncer_url())._replace(path=f"/{name}").geturl()
-            # Nothing but the end of its lease tells a death there. What is slow waits for one as long as it really is.
-            lease_s = None if request.node.get_closest_marker("slow") else SHORT_LEASE_S
+            # Nothing but the end of its lease tells a death there. What is slow waits for one as long as it really is,
+            # but for storms, in which nobody lives so long: it takes one who has had a lease to judge others.
+            is_patient = request.node.get_closest_marker("slow") and not request.node.get_closest_marker("storm")
+            lease_s = None if is_patient else SHORT_LEASE_S
             yield PostgresDatabase(with_query(pooled, POOLED), beside=url, lease_s=lease_s)
         else:
             yield PostgresDatabase(url)

@@ -30,6 +30,8 @@ from action_retrier import (
     UnknownFunction,
 )
 
+from ..stores import whatever_the_database
+
 MIB = 1024 * 1024
 KIB = 1024
 
@@ -125,6 +127,7 @@ async def test_the_error_is_the_last_exceptions_message(api, flavour):
     assert (await api.get(api.app, run_id)).state == "failed"
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("error", "message", "error_type"),
     [
@@ -147,6 +150,7 @@ async def test_how_a_failure_is_told(api, error, message, error_type):
     assert (run.attempts[0].error, run.attempts[0].error_type) == (message, error_type)
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("error", "error_type"),
     [
@@ -283,6 +287,7 @@ async def test_an_ordinary_exception_with_a_cause_is_reported_as_itself(api):
 # -- return values that JSON cannot carry ------------------------------------------------------------------------------
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     "value",
     [
@@ -650,6 +655,7 @@ async def test_a_number_of_milliseconds_from_ten_to_the_eleven_is_accepted(api):
     assert await api.status(api.app, run_id) == InProgress()
 
 
+@whatever_the_database
 @pytest.mark.parametrize("delay_ms", [-1, math.nan, math.inf, "5", None, True, timedelta(seconds=1)], ids=str)
 async def test_a_wrong_delay_is_refused(api, delay_ms):
     """Wrong types, negative, NaN or infinite values: `ValueError` / `TypeError`, nothing stored."""

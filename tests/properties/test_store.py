@@ -43,7 +43,7 @@ from action_retrier.errors import IdempotencyConflict, RunInProgress, RunNotFoun
 from action_retrier.testing import ManualClock
 
 from .. import invariants
-from ..stores import NAMESPACE, Store, open_system
+from ..stores import NAMESPACE, SYSTEMS, Store, open_system
 
 ACTIONS = ("charge", "refund")
 MS = 1000
@@ -702,6 +702,10 @@ class PostgresMachine(StoreMachine):
     on = "postgres"
 
 
+class PgbouncerMachine(StoreMachine):
+    on = "pgbouncer"
+
+
 def examples(count: int) -> settings:
     return settings(
         max_examples=count,
@@ -716,3 +720,6 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = examples(80)
 TestStoreOnPostgres = PostgresMachine.TestCase
 TestStoreOnPostgres.settings = examples(30)
+if "pgbouncer" in SYSTEMS:
+    TestStoreOnPgbouncer = PgbouncerMachine.TestCase
+    TestStoreOnPgbouncer.settings = examples(30)
