@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test storm hosts pgbouncer check lint types layers docs examples format bench build clean
+.PHONY: help demo test storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,9 +41,13 @@ hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, a
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \
 		tests/crash/test_deaths_and_clocks_postgres.py $(TEST_ARGS)
 
+# Four processes, since many of these tests wait for a lease to end: nothing else tells a death behind a pooler.
 pgbouncer: $(VENV)/.dev ## Run what runs on every database through PgBouncer, if there is one
-	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 2 -m "not slow" -k pgbouncer \
-		tests/conformance tests/races tests/properties $(TEST_ARGS)
+	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 4 -m "not slow and not storm" -k pgbouncer \
+		tests/conformance tests/races tests/properties tests/facade tests/crash $(TEST_ARGS)
+
+pgstorm: $(VENV)/.dev ## Kill workers behind PgBouncer, and run the slow tests there: minutes
+	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -m "slow or storm" -k pgbouncer tests/crash $(TEST_ARGS)
 
 check: lint types layers examples docs ## Check everything else that CI checks
 

@@ -366,6 +366,15 @@ def pgbouncer_url() -> str:
     return stack.enter_context(pgbouncer.pgbouncer(postgres_url()))
 
 
+one_colour = pytest.mark.parametrize("colour", ["async"])
+"""Marks a test of many values, of code that has no colour."""
+
+
+def whatever_the_database(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a test of many values, of code that knows of no database either."""
+    return pytest.mark.sqlite("the same on every database")(one_colour(test))
+
+
 def with_query(url: str, query: str) -> str:
     """Return *url* with more in its query."""
     return f"{url}{'&' if '?' in url else '?'}{query}"

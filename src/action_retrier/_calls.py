@@ -10,7 +10,7 @@ from ._ids import is_run_id, new_run_id
 from ._lifecycle import State
 from ._ops import control, reads
 from ._ops.starts import Start, start_runs
-from ._policy import CallOptions, RetryPolicy, check_count, check_number, check_options, to_us
+from ._policy import CallOptions, RetryPolicy, check_count, check_name, check_number, check_options, to_us
 from ._signatures import encode_by_name
 from ._statements import Op, Row, Rows
 from ._targets import Targets
@@ -173,6 +173,7 @@ class Calls:
         _check_choice("state", state, tuple(State))
         _check_choice("callback", callback, get_args(CallbackState))
         check_count("limit", limit, at_least=1, at_most=_MOST_RUNS)
+        _check_queue(queue)
         if cursor is not None and not is_run_id(cursor):
             raise ValueError(f"cursor must be the cursor of another page, not {cursor!r}")
         names = self._names(action)
@@ -217,6 +218,7 @@ class Calls:
         """Check the filter of a bulk call."""
         if action is None and queue is None and everything is not True:
             raise ValueError(f"{method}: give a filter (action=..., queue=...), or everything=True if all are meant")
+        _check_queue(queue)
         return control.Filter(self._names(action), queue)
 
     def _names(self, given: object) -> tuple[str, ...] | None:
@@ -269,6 +271,11 @@ def _check_key(key: object) -> str | None:
         if "\0" not in key:
             return key
     raise ValueError(f"idempotency_key {key!r} has characters that a database cannot store")
+
+
+def _check_queue(queue: object) -> None:
+    if queue is not None:
+        check_name("queue", queue)
 
 
 def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -101,7 +101,11 @@ class Claiming:
             await self._incarnation.announce_news()
             look_again_s = await self._subscription.tune(self._incarnation.claimant.id, busy=self._backlog)
             free = self._executions.free
-            if self._backlog and free > 0 and not self._must_look_everywhere() and await self._claim(free):
+            told, self._subscription.was_told = self._subscription.was_told, False
+            # A claim at once, where it is likely to bring something. Else a question comes first: a commit wakes
+            # every idle worker, and only one of them should take SQLite's write lock for it.
+            may_claim = self._backlog or told
+            if may_claim and free > 0 and not self._must_look_everywhere() and await self._claim(free):
                 return
             if self._backlog and not waiters and self._loop.time() - self._asked_s < POLL_S / 2:
                 await self._sleep(NextDue(None, None), POLL_S)  # all slots are taken, and there is more: nothing to ask
@@ -126,8 +130,6 @@ class Claiming:
                 return  # a deadline does not wait for a slot
             work_is_due = due.work_us is not None and due.work_us <= 0
             if work_is_due and free > 0:
-                # Asked first and claimed then: a commit wakes every idle worker, and only one of them
-                # should take the write lock for it.
                 await self._claim_in_a_race(free)
                 return
             if waiters and not work_is_due and was_at_rest:

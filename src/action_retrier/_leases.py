@@ -46,7 +46,7 @@ class Heartbeat:
         self._leases.release(self._worker)
 
     def _beat(self) -> None:
-        with suppress(OSError, DatabaseUnavailable):  # the next renewal says it too
+        with suppress(Exception):  # the next renewal says it too
             self._leases.announce(self._worker)
         in_vain = 0
         while not self._stop.wait(HEARTBEAT_S):
@@ -60,6 +60,9 @@ class Heartbeat:
                 if in_vain % _TOLD_EVERY == 0:
                     logger.warning("the lease of worker %s could not be renewed: %s", self._worker, error)
                 in_vain += 1
+                continue
+            except Exception:  # noqa: BLE001 - the loop's boundary: without a heartbeat the worker would do nothing for ever
+                logger.exception("the lease of worker %s could not be renewed", self._worker)
                 continue
             if in_vain:
                 logger.info("worker %s reaches its lease again, after %d renewals in vain", self._worker, in_vain)

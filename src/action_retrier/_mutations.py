@@ -10,6 +10,7 @@ from ._clock import Clock
 from ._contexts import MutationCtx
 from ._functions import Mutation
 from ._open_transactions import opened_here, refuse_inside_transaction
+from ._policy import to_us
 from ._registry import Registry
 from ._threads import DaemonThreads
 from .drivers import IDLE_S, Database, Transaction
@@ -20,6 +21,7 @@ _THREADS = 16
 _TRIES = 10  # of a transaction that others disturb
 _SHORTEST_PAUSE_S = 0.002
 _CANCEL_GRACE_S = 1.0
+_LONGEST_IDLE_S = 2_000_000.0  # PostgreSQL counts milliseconds in 32 bits
 
 
 class MutationTimeout(Exception):
@@ -101,7 +103,7 @@ class Mutations:
         async with transaction.user_code():
             task = asyncio.ensure_future(self._start(transaction, mutation, arguments, ended))
             try:
-                in_time = await _wait(task, round(mutation.timeout_ms * 1000), self._clock)
+                in_time = await _wait(task, to_us(mutation.timeout_ms), self._clock)
             except asyncio.CancelledError:
                 await self._stop(task, transaction, mutation)
                 raise
@@ -153,7 +155,7 @@ class Mutations:
         with transaction.user_code_sync():
             begun_us = self._clock.monotonic_us()
             (transaction.threads or self._threads).submit(work)
-            if not done.wait(mutation.timeout_ms / 1000):
+            if not done.wait(min(mutation.timeout_ms / 1000, threading.TIMEOUT_MAX)):
                 transaction.abandon()
                 raise MutationTimeout(mutation)
             if self._clock.monotonic_us() - begun_us > mutation.timeout_ms * 1000:  # it ran in this very thread
@@ -167,7 +169,7 @@ class Mutations:
 
 def _idle_s(mutation: Mutation[Any, Any]) -> float:
     """Return how long a mutation may leave its transaction idle: its time limit is there to end it."""
-    return mutation.timeout_ms / 1000 + IDLE_S
+    return min(mutation.timeout_ms / 1000 + IDLE_S, _LONGEST_IDLE_S)
 
 
 class _Ended:

@@ -23,20 +23,23 @@ class Statement:
 
     Attributes:
         is_last: Its operation sends no other one after it, and raises nothing, whatever the rows are.
+        stands_alone: It may be a transaction of its own, like all that its operation sends after it, and be done again
+            when nobody knows whether it was done.
     """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     is_last: bool = False
+    stands_alone: bool = False
 
 
 Op = Generator[Statement, Rows, T]
 
 
-def drive(op: Op[T], execute: Callable[[Statement], Rows]) -> T:
-    """Run *op* to its result, one statement at a time."""
+def drive(op: Op[T], execute: Callable[[Statement], Rows], first: Statement | None = None) -> T:
+    """Run *op* to its result, one statement at a time; *first* is one that it has yielded before."""
     try:
-        statement = next(op)
+        statement = first or next(op)
         while True:
             statement = op.send(execute(statement))
     except StopIteration as stop:

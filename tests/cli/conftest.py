@@ -21,6 +21,8 @@ from action_retrier import App, Run, RunStatus, SyncActionRetrier
 from action_retrier.cli.commands import cli
 from action_retrier.testing import ManualClock
 
+from ..support.postgres_server import ends_with_us
+
 LIMIT_S = 30
 """How long any single wait may take before its test fails."""
 
@@ -294,7 +296,7 @@ def start(folder: Path) -> Iterator[Start]:
 
     def call(*arguments: str, **options: Any) -> Process:
         process = subprocess.Popen(
-            [sys.executable, "-m", "action_retrier", *arguments],
+            [*ends_with_us(), sys.executable, "-m", "action_retrier", *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             text=True,

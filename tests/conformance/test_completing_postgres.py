@@ -11,7 +11,7 @@ from psycopg.adapt import Loader
 
 from action_retrier.results import InProgress
 
-from .bench import OWN, Bench, isolations
+from .bench import OWN, SHARED, Bench, isolations
 
 pytestmark = pytest.mark.usefixtures("no_tasks_left")
 
@@ -193,15 +193,41 @@ async def test_settings_of_the_connection_are_its_own(
     await completed(bench, set_it if colour == "def" else set_it_async, isolation)
 
 
-@pytest.mark.parametrize("setting", SESSION_SETTINGS)
-async def test_settings_of_the_session_are_its_own(bench: Bench, setting: str) -> None:
-    """The next callback in the same session finds it as if nobody had been there."""
+@isolations
+@pytest.mark.parametrize(
+    "setting", [*SESSION_SETTINGS, "SET LOCAL search_path = nowhere", "SET TimeZone = 'Asia/Tokyo'"]
+)
+async def test_settings_of_the_session_are_its_own(bench: Bench, isolation: Any, setting: str) -> None:
+    """The next callback in the same session finds it as if nobody had been there, in the same transaction too."""
+    shown = "SELECT current_user, current_setting('search_path'), current_setting('TimeZone'), current_setting('{}')"
+    found, transactions = [], []
 
     def set_it(ctx: Any, context: Any) -> None:
         bench.note(ctx, context)
+        query = shown.format("idle_in_transaction_session_timeout")
+        found.append(ctx.db.execute(query).fetchone())
+        transactions.append(ctx.db.execute("SELECT pg_current_xact_id()").fetchone())
         ctx.db.execute(setting)
 
-    await completed(bench, set_it, OWN)
+    await completed(bench, set_it, isolation)
+    assert len(set(found)) == 1
+    assert len(set(transactions)) == (1 if isolation == SHARED else 3)
+
+
+async def test_what_is_left_in_the_session_does_not_meet_the_next(bench: Bench) -> None:
+    """Else a callback that makes a temporary table would fail the second time, in the same session."""
+
+    def leave_it(ctx: Any, context: Any) -> None:
+        bench.note(ctx, context)
+        mine = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        assert ctx.db.execute(mine).fetchall() == []
+        assert ctx.db.execute("SELECT pg_listening_channels()").fetchall() == []
+        ctx.db.execute("SELECT pg_advisory_lock(77)")
+        ctx.db.execute("CREATE TEMP TABLE scratch (a int)")
+        ctx.db.execute("LISTEN mine")
+        ctx.db.execute("DECLARE mine CURSOR WITH HOLD FOR SELECT 1")
+
+    await completed(bench, leave_it, OWN)
 
 
 @isolations

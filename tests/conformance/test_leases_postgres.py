@@ -1,19 +1,27 @@
 """Leases on PostgreSQL: the lock of a session tells a death at once, the time stamp in the row tells all else."""
 
 import asyncio
+import contextlib
+import os
+import resource
+import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from action_retrier._ids import new_worker_id
 from action_retrier._ops.claims import ANY_LOSSES, Claimant, claim_runs
+from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import register_worker
 from action_retrier.drivers import Database, open_database
 from action_retrier.drivers.postgres import leases as module
 from action_retrier.drivers.postgres.leases import LEASE_US
+from action_retrier.drivers.postgres.line import Line
+from action_retrier.errors import DatabaseUnavailable
 
-from ..stores import NAMESPACE, Store, until
+from ..stores import LIMIT_S, NAMESPACE, Store, in_thread, until
 from .boot import HEARTBEAT_US, Boot
 
 
@@ -27,9 +35,9 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
 class Process:
     """A worker's process: its lease and its row."""
 
-    def __init__(self, store: Store, *, direct: bool = True) -> None:
+    def __init__(self, store: Store, query: str = "") -> None:
         self._store = store
-        url = store.system.url + ("" if direct else "&direct=false")
+        url = store.system.url + query
         self.database: Database = open_database(url, clock=store.clock, auto_migrate=True)
         self.claimant = Claimant(new_worker_id(), NAMESPACE, '["charge"]', "[]")
         self.database.open()
@@ -128,7 +136,7 @@ def test_a_sign_of_life_between_the_looks_counts(store: Store, boot: Boot, judge
 
 
 def test_behind_a_pooler_only_the_lease_counts(store: Store, boot: Boot, judge: Process) -> None:
-    pooled = Process(store, direct=False)
+    pooled = Process(store, "&direct=false")
     pooled.dies()
     for _ in range(3):
         assert dead(judge, pooled) == []
@@ -221,6 +229,75 @@ def test_the_line_takes_the_lock_again_when_it_breaks(store: Store, worker: Proc
         admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
     until(lambda: _is_held(store, worker, other_than=pid))
+
+
+def test_a_lock_that_an_earlier_session_still_has_is_taken_when_that_ends(
+    store: Store, boot: Boot, judge: Process, worker: Process
+) -> None:
+    """Until then only the lease counts: the end of that session is not the worker's."""
+    key = module.lock_key(worker.id)
+    with store.system.connect(autocommit=True) as earlier, store.system.connect(autocommit=True) as admin:
+        with worker.database.changes.line.connection() as connection:
+            pid = connection.info.backend_pid
+        has_it = in_thread(earlier.execute, "SELECT pg_advisory_lock(%s)", (key,))
+        until(store.system.waits_for_a_lock)
+        admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        has_it.result(LIMIT_S)
+        with contextlib.suppress(DatabaseUnavailable):  # the first use may be what notices
+            worker.renew()
+        assert worker.renew()
+        (row,) = [row for row in store.system.table("workers") if row["id"] == worker.id]
+        assert not row["is_direct"]
+        assert _is_held(store, worker)
+        had_it = earlier.info.backend_pid
+
+    until(lambda: _is_held(store, worker, other_than=had_it))
+    assert worker.renew()
+    (row,) = [row for row in store.system.table("workers") if row["id"] == worker.id]
+    assert row["is_direct"]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable\\ read", "serializable"])
+def test_a_renewal_waits_for_who_writes_the_row_whatever_the_roles_isolation(
+    store: Store, judge: Process, isolation: str
+) -> None:
+    """The worker itself does, to tell that it sleeps: a snapshot from before that must not end the heartbeat."""
+    worker = Process(store, "&options=" + quote(f"-c default_transaction_isolation={isolation}"))
+    with store.system.connect() as writer:
+        writer.execute(f"UPDATE {store.system.schema}.workers SET is_idle = true WHERE id = %s", (worker.id,))  # noqa: S608 - a name of ours
+        renewed = in_thread(worker.renew)
+        until(store.system.waits_for_a_lock)
+
+    assert renewed.result(LIMIT_S) is True
+    worker.database.close()
+
+
+def test_many_descriptors_do_not_keep_the_line_busy(
+    store: Store, judge: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 1024 on, `select` refuses a descriptor; the line must not go round without waiting."""
+    looks: list[object] = []
+    look = Line._look
+    monkeypatch.setattr(Line, "_look", lambda self, seen: (looks.append(seen), look(self, seen)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(2048, limits[0]), limits[1]))
+    with contextlib.ExitStack() as many:
+        many.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        while many.enter_context(open(os.devnull)).fileno() < 1024:  # noqa: PTH123 - a descriptor is all that is wanted
+            pass
+        heard = threading.Event()
+        worker = Process(store)
+        many.callback(worker.database.close)
+        subscription = worker.database.changes.subscribe(heard.set)
+        subscription.active = True
+        asyncio.run(subscription.tune(worker.id, busy=False))
+        for _ in range(5):
+            heard.clear()
+            with judge.database.transaction_sync() as transaction:
+                transaction.run_sync(start_runs(NAMESPACE, [store.starting()]))
+            assert heard.wait(LIMIT_S)
+
+    assert len(looks) < 50
 
 
 def _is_held(store: Store, worker: Process, other_than: int = 0) -> bool:

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -107,13 +108,15 @@ def test_opening_again_keeps_the_installation(look: psycopg.Connection[Any], nam
     assert first["version"] == str(schema.newest_version())
 
 
-def test_ten_that_open_at_once_make_one_schema(name: str) -> None:
-    """Under a lock, so that ten processes starting at once is fine."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_ten_that_open_at_once_make_one_schema(name: str, isolation: str) -> None:
+    """Under a lock, so that ten processes starting at once is fine, whatever the role's default isolation is."""
     barrier = threading.Barrier(10)
+    setting = quote(f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}")
 
     def open_one() -> str:
         barrier.wait()
-        with opened(name) as database:
+        with opened(name, query=f"&options={setting}") as database:
             database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
             return database.installation
 
@@ -287,6 +290,7 @@ def test_the_search_path_does_not_matter(name: str, path: str) -> None:
     query = f"&options=-c%20search_path%3D{path or chr(39) * 2}"
     with opened(name, query=query) as database:
         assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
         assert database.read_sync(lambda: list_workers(NAMESPACE)) == []
 
 
@@ -332,6 +336,7 @@ def test_a_role_that_may_only_use_the_tables_can_work(look: psycopg.Connection[A
 
     with opened(name, url=role.url, auto_migrate=False) as database:
         assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
         with database.transaction_sync() as transaction:
             assert transaction.run_sync(start_runs(NAMESPACE, [])) == []
 
@@ -342,6 +347,24 @@ def test_a_role_that_may_not_see_the_tables_is_told_so(role: Role, name: str) ->
 
     with pytest.raises(DatabaseUnavailable, match=r"permission denied.*grant the role"), opened(name, url=role.url):
         pass
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_of_another_encoding_is_refused(look: psycopg.Connection[Any], name: str, encoding: str) -> None:
+    """Else an error that has a character too many could not be recorded, ever."""
+    look.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")  # type: ignore[call-overload]
+    url = f"{postgres_url().rpartition('/')[0]}/{name}"
+    try:
+        with pytest.raises(DatabaseUnavailable, match=f"encoding is {encoding}.*UTF8"), opened("x", url=url):
+            pass
+    finally:
+        look.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
+
+
+def test_the_environments_encoding_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    with opened(name) as database:
+        assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
 
 
 def test_the_doctor_tells_a_role_that_may_not_see_the_tables(role: Role, name: str) -> None:

@@ -13,18 +13,20 @@ import pytest
 
 from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import Succeeded
-from action_retrier._ops.control import cancel_run, load_status
+from action_retrier._ops.claims import ANY_LOSSES, claim_runs, next_due
+from action_retrier._ops.control import cancel_run, clean_up_run, load_status, prune_runs, retry_run
 from action_retrier._ops.reports import apply_moves
 from action_retrier._ops.starts import start_runs
-from action_retrier._ops.workers import list_workers, recover_worker
+from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
 from action_retrier.drivers.postgres import commits, session
+from action_retrier.drivers.postgres import database as database_module
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
 from ..stores import LIMIT_S, NAMESPACE, Store, in_thread, until
-from ..support.postgres_server import running_server
+from ..support.postgres_server import Server, running_server
 from .bench import Bench
 
 
@@ -135,12 +137,62 @@ def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Dat
     assert waits.result(LIMIT_S) == [first.id]
 
 
+def test_a_key_whose_run_is_cleaned_up_meanwhile_is_free(store: Store, other: Database) -> None:
+    """I1: what is returned has been started, or is somebody's run; never an id that nobody has."""
+    first = store.start(key="k")
+    store.write(cancel_run, NAMESPACE, first)
+    second = store.starting(key="k")
+
+    def start() -> Op[list[str]]:
+        op = start_runs(NAMESPACE, [second])
+        statement = next(op)
+        while True:
+            if statement.name == "select_keys":
+                with contextlib.suppress(RunNotFound):
+                    other.write_sync(lambda: clean_up_run(NAMESPACE, first, discard_callback=False))
+            rows = yield statement
+            try:
+                statement = op.send(rows)
+            except StopIteration as stop:
+                return list(stop.value)
+
+    assert store.database.write_sync(start) == [second.id]
+    assert store.status(second.id) == InProgress()
+
+
+def test_retention_leaves_what_a_users_transaction_holds(store: Store, other: Database) -> None:
+    """A worker that waited for it would neither claim nor report meanwhile."""
+    held_one, free_one = store.start(), store.start()
+    for run_id in (held_one, free_one):
+        store.write(cancel_run, NAMESPACE, run_id)
+    store.clock.advance(1000)
+
+    with held(other, lambda: retry_run(NAMESPACE, held_one)):
+        assert store.write(prune_runs, NAMESPACE, 1000, 100) == 1
+    assert store.write(prune_runs, NAMESPACE, 1000, 100) == 1
+    assert store.system.table("runs") == []
+
+
 def test_calls_beside_the_queue_are_made_whatever_user_code_has_left_on_the_connection(store: Store) -> None:
     run_id = store.start()
     with store.transaction() as transaction:
         transaction.connection.cursor_factory = transaction.connection.row_factory = None
 
     assert store.database.write_sync(lambda: cancel_run(NAMESPACE, run_id), apart=True)
+
+
+def test_a_connection_goes_with_its_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without one runs an async mutation on a loop of its own, each time: it must not use up the server."""
+    monkeypatch.setattr(database_module, "CALL_S", 600.0)  # nor be kept open by the deadlines of calls that have ended
+
+    async def pid(ctx: Any) -> int:
+        return int((await (await ctx.db.execute("SELECT pg_backend_pid()")).fetchone())[0])
+
+    bench.callback(pid, "pid")
+    pids = {bench.mutations.run_sync("pid", None) for _ in range(5)}
+    asked = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)"
+    with bench.store.system.connect(autocommit=True) as look:
+        until(lambda: len(look.execute(asked, [[*pids]]).fetchall()) <= 1)
 
 
 # Sessions that die.
@@ -190,6 +242,79 @@ def test_an_operation_whose_session_is_lost_in_the_midst_of_it_is_done_once(stor
 
     assert len(tries) == 2
     assert {row["id"] for row in store.system.table("runs")} == {start.id for start in starts}
+
+
+class Exchanges:
+    """Counts what a session sends, and loses its connection when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[str] = []
+        self.loses: str | None = None
+        begin, execute, commit = session.begin, session.execute, session.commit
+
+        def counted_begin(*args: Any, **options: Any) -> Any:
+            self.sent.append("BEGIN")
+            return begin(*args, **options)
+
+        def counted_execute(connection: Any, statement: Statement, *args: Any) -> Any:
+            self.sent.append(statement.name)
+            rows = execute(connection, statement, *args)
+            if statement.name == self.loses:
+                self.loses = None
+                connection.close()
+                raise psycopg.OperationalError("the answer is lost")
+            return rows
+
+        def counted_commit(*args: Any) -> None:
+            self.sent.append("COMMIT")
+            commit(*args)
+
+        monkeypatch.setattr(session, "begin", counted_begin)
+        monkeypatch.setattr(session, "execute", counted_execute)
+        monkeypatch.setattr(session, "commit", counted_commit)
+
+
+@pytest.fixture
+def exchanges(store: Store, monkeypatch: pytest.MonkeyPatch) -> Exchanges:
+    store.status(store.start())  # both sessions are open
+    return Exchanges(monkeypatch)
+
+
+def test_what_stands_alone_is_one_exchange(store: Store, exchanges: Exchanges) -> None:
+    """A claim, the question before it, a status: of three round trips two are spared."""
+    worker = store.worker("charge")
+    exchanges.sent.clear()
+
+    due = store.read(next_due, worker, ANY_LOSSES)
+    (row,) = store.write(claim_runs, worker, 10, 0, due.lanes).runs
+    assert store.status(row["id"]) == InProgress()
+
+    assert exchanges.sent == ["next_due", "claim_runs", "select_status"]
+
+
+def test_what_does_not_stand_alone_has_a_transaction(store: Store, exchanges: Exchanges) -> None:
+    """A start is looked up when its COMMIT gets no answer; a claim with suspects is two statements."""
+    store.start()
+    assert exchanges.sent == ["BEGIN", "insert_runs", "COMMIT"]
+    exchanges.sent.clear()
+
+    worker = store.worker("charge")
+    exchanges.sent.clear()
+    store.write(claim_runs, worker, 10, ANY_LOSSES)
+    assert exchanges.sent[0] == "BEGIN"
+    assert exchanges.sent[-1] == "COMMIT"
+
+
+def test_a_claim_that_got_no_answer_is_done_again(store: Store, exchanges: Exchanges) -> None:
+    """I1: what the first has taken is the worker's; it does not know of that, and gives it back (see test_recovering)."""
+    worker = store.worker("charge")
+    first, second = sorted(row["id"] for row in store.system.table("runs")), store.start()
+    exchanges.loses = "claim_runs"
+
+    claimed = store.write(claim_runs, worker, 1, 0)
+
+    assert [row["id"] for row in claimed.runs] == [second]
+    assert {(run_id, 1) for run_id in [*first, second]} == store.read(owned_by, worker.id).attempts
 
 
 def test_a_users_transaction_whose_session_is_lost_says_so(store: Store) -> None:
@@ -292,6 +417,46 @@ async def test_a_mutation_that_was_the_victim_of_a_deadlock_is_done_again(bench:
 # A server that does not answer.
 
 
+def stop(server: Server, stack: contextlib.ExitStack) -> None:
+    """Stop all processes of a server, as a host does that hangs; they go on when the stack is left."""
+    for process in [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]:
+        stack.callback(process.send_signal, signal.SIGCONT)
+        process.send_signal(signal.SIGSTOP)
+
+
+def test_a_server_that_stops_while_an_operation_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollback waits no longer than any other call, or the writer's thread would stand still with the server."""
+    monkeypatch.setattr(session, "CALL_S", 0.3)
+    with running_server() as server, contextlib.ExitStack() as stopped:
+        database = stopped.enter_context(
+            contextlib.closing(open_database(server.url, clock=SystemClock(), auto_migrate=True))
+        )
+
+        def fail() -> Op[None]:
+            yield Statement("select_workers", {"namespace": NAMESPACE})
+            stop(server, stopped)
+            raise Bug
+
+        with pytest.raises(Bug):
+            in_thread(database.write_sync, fail).result(LIMIT_S)
+
+
+@pytest.mark.parametrize("last", ["is_pooled", "read_meta"])
+def test_a_server_that_stops_while_it_is_opened_is_given_up(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    monkeypatch.setattr(database_module, "CALL_S", 0.3)
+    before = getattr(database_module, last)
+    with running_server() as server, contextlib.ExitStack() as stopped:
+
+        def stop_and_ask(*args: Any) -> Any:
+            stop(server, stopped)
+            return before(*args)
+
+        monkeypatch.setattr(database_module, last, stop_and_ask)
+        database = open_database(server.url, clock=SystemClock(), auto_migrate=True)
+        with pytest.raises(DatabaseUnavailable):
+            in_thread(database.open).result(LIMIT_S)
+
+
 def test_a_server_that_was_stopped_is_given_up_and_used_again_when_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,16 +468,10 @@ def test_a_server_that_was_stopped_is_given_up_and_used_again_when_it_goes_on(
         with contextlib.closing(database):
             assert database.write_sync(lambda: list_workers(NAMESPACE)) == []
             before = database._writer._connection  # type: ignore[attr-defined]
-            stopped = [*psutil.Process(server.pid).children(), psutil.Process(server.pid)]
-            for process in stopped:
-                process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
-            try:
-                with pytest.raises(DatabaseUnavailable):
-                    database.write_sync(lambda: list_workers(NAMESPACE))
-            finally:
-                for process in stopped:
-                    process.send_signal(signal.SIGCONT)
+            with contextlib.ExitStack() as stopped, pytest.raises(DatabaseUnavailable):
+                stop(server, stopped)
+                database.write_sync(lambda: list_workers(NAMESPACE))
             assert time.monotonic() - began < 10
             assert before.closed
 

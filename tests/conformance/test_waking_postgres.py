@@ -11,6 +11,7 @@ import pytest
 from action_retrier._ops.claims import Claimant
 from action_retrier._ops.control import cancel_run, retry_run
 from action_retrier._ops.starts import start_runs
+from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, Subscription, open_database
 from action_retrier.drivers.postgres import listener
 from action_retrier.drivers.postgres.connection import channel
@@ -75,6 +76,11 @@ def ear(system: PostgresSystem) -> Ear:
     return Ear(system)
 
 
+def renew_nothing() -> Op[None]:
+    """Commit something that makes nothing due."""
+    yield Statement("update_worker", {"id": "nobody", "actions": "[]", "mutations": "[]"})
+
+
 def start(store: Store, database: Database) -> str:
     started = store.starting()
     database.write_sync(lambda: start_runs(NAMESPACE, [started]))
@@ -88,6 +94,30 @@ def test_a_start_of_another_process_wakes_who_sleeps(store: Store, sleeper: Slee
     start(store, other)
 
     assert sleeper.is_woken()
+    assert sleeper.subscription.was_told
+
+
+def test_a_commit_here_wakes_and_is_not_taken_for_a_start(store: Store, sleeper: Sleeper) -> None:
+    """It may as well be a report: only what others have said of a start is worth a claim without a question."""
+    sleeper.tune()
+    sleeper.settle()
+
+    store.write(renew_nothing)
+
+    assert sleeper.is_woken()
+    assert not sleeper.subscription.was_told
+
+
+def test_a_start_that_comes_with_the_answer_to_something_else_is_heard(
+    store: Store, sleeper: Sleeper, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever uses the line takes from its socket what has come: nobody else will find it readable."""
+    sleeper.tune()
+    line = store.database.changes.line  # type: ignore[attr-defined]
+    with line.connection() as connection:
+        start(store, other)
+        sleeper.settle()
+        until(lambda: connection.execute("SELECT 1").fetchall() and sleeper.is_woken())
 
 
 def test_a_start_in_a_users_transaction_wakes_at_its_commit(store: Store, sleeper: Sleeper, ear: Ear) -> None:

@@ -15,7 +15,11 @@ from ..support.pgbouncer import POOLED
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from crash_database import CrashDatabase, PostgresDatabase, SqliteDatabase
+from crash_program import set_lease
 from crash_scene import Scene
+
+SHORT_LEASE_S = 2.0
+"""Longer than any pause that a busy machine makes."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -36,15 +40,19 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CrashDa
         url = urlsplit(postgres_url())._replace(path=f"/{name}").geturl()
         if request.param == "pgbouncer":
             pooled = urlsplit(pgbouncer_url())._replace(path=f"/{name}").geturl()
-            yield PostgresDatabase(with_query(pooled, POOLED), beside=url)
+            # Nothing but the end of its lease tells a death there. What is slow waits for one as long as it really is.
+            lease_s = None if request.node.get_closest_marker("slow") else SHORT_LEASE_S
+            yield PostgresDatabase(with_query(pooled, POOLED), beside=url, lease_s=lease_s)
         else:
             yield PostgresDatabase(url)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def scene(tmp_path: Path, database: CrashDatabase) -> Iterator[Scene]:
+def scene(tmp_path: Path, database: CrashDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """A directory and a database, whose processes are gone when the test ends."""
+    if database.lease_s is not None:
+        set_lease(database.lease_s, monkeypatch.setattr)
     scene = Scene(tmp_path, database)
     yield scene
     scene.close()

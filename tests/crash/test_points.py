@@ -69,6 +69,9 @@ PLAIN = [
 ]
 
 
+IN_ONE_EXCHANGE = {"claim.after_statement", "claim.before_commit"}
+"""Points that are not there on PostgreSQL: a claim without suspects is one statement, and that a transaction."""
+
 IN_A_THREAD = {"action.begin", "action.end"}
 """Points at which it makes a difference whether the action is ``def`` or ``async def``."""
 
@@ -83,6 +86,8 @@ IN_A_THREAD = {"action.begin", "action.end"}
     ],
 )
 def test_a_run_survives_the_death_of_its_worker_at(scene, case, action):
+    if scene.database.kind == "postgres" and case.point in IN_ONE_EXCHANGE:
+        pytest.skip("a claim is one exchange there: there is nothing between its statement and its commit")
     scene.prepare()
     run_id = scene.run(*case.script, action=action, on_complete=None)
 

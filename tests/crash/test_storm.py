@@ -6,7 +6,7 @@ import pytest
 from crash_processes import eventually
 from crash_storm import storm
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.crash, pytest.mark.storm, pytest.mark.timeout(240)]
 
 RUNS = 2000
 KILLS = 50

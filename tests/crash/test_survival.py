@@ -124,9 +124,9 @@ def test_a_worker_that_was_stopped_past_its_lease_of_ten_seconds_changes_nothing
 def test_a_worker_that_was_stopped_within_its_lease_loses_nothing(scene):
     scene.prepare()
     run_id = scene.run("deaf")
-    stopped = scene.worker("--concurrency", 1)
+    stopped = scene.worker("--concurrency", 1, lease_s=10)
     scene.wait_for_executions(run_id, 1)
-    other = scene.worker()
+    other = scene.worker(lease_s=10)
 
     stopped.signal(signal.SIGSTOP)
     scene.start(call("return"))

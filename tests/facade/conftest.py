@@ -29,6 +29,7 @@ from action_retrier import ActionCtx, ActionRetrier, App, Completed, SyncActionC
 from action_retrier.testing import ManualClock
 
 from ..stores import SqliteSystem, System
+from ..support.postgres_server import ends_with_us
 
 LIMIT_S = 30
 """How long any single wait may take before its test fails."""
@@ -395,7 +396,7 @@ class Scripts:
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, *arguments],
+            [*ends_with_us(), sys.executable, *arguments],
             cwd=self.folder,
             env=self.environment | environment,
             stdout=subprocess.PIPE,

@@ -2,9 +2,10 @@
 
 import contextlib
 import inspect
+import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiosqlite
@@ -22,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from action_retrier import ActionRetrier, App, SyncActionRetrier
 from action_retrier.testing import ManualClock
 
-from ..stores import System, postgres_url
+from ..stores import SYSTEMS, System, pgbouncer_url, postgres_url
 
 if not settings.configured:
     settings.configure(DATABASES={})
@@ -46,7 +47,7 @@ class Held:
         return await self._call(function, *args)
 
     async def open(self, **options: Any) -> None:
-        self.handle = await self.call(lambda: self.kind.connect(self, **options))
+        self.handle = await self.call(lambda: self.kind.connect(self, **self.kind.options | options))
         self.stack.push_async_callback(self.close)
 
     async def close(self) -> None:
@@ -55,7 +56,9 @@ class Held:
     @property
     def address(self) -> str:
         """Where this kind of handle connects to."""
-        return str(self.system.path) if self.kind.system == "sqlite" else postgres_url()
+        if self.kind.system == "sqlite":
+            return str(self.system.path)
+        return pgbouncer_url() if self.kind.system == "pgbouncer" else postgres_url()
 
     def note_sql(self, words: str) -> str:
         table = "notes" if self.kind.system == "sqlite" else f"{self.system.schema}_own.notes"
@@ -107,7 +110,7 @@ class HeldAsyncpg(Held):
 
 class HeldPooled(HeldAsyncpg):
     async def open(self, **options: Any) -> None:
-        self.pool = await asyncpg.create_pool(self.address, min_size=1, max_size=1, **options)
+        self.pool = await asyncpg.create_pool(self.address, min_size=1, max_size=1, **self.kind.options | options)
         self.stack.push_async_callback(self.pool.close)
         self.handle = await self.pool.acquire()
         self.stack.push_async_callback(self.close)
@@ -125,11 +128,12 @@ class HeldSqlalchemy(Held):
         if self.kind.system == "sqlite":
             url = f"{self.kind.driver}:///{self.address}"
         make = create_async_engine if self.kind.colour == "async" else sqlalchemy.create_engine
-        self.engine: Any = make(url, poolclass=NullPool, **options)
+        self.engine: Any = make(url, poolclass=NullPool, connect_args=self.kind.options, **options)
         self.stack.push_async_callback(lambda: self.call(self.engine.dispose))
         if self.kind.system == "sqlite" and recipe:
             follow_the_recipe(getattr(self.engine, "sync_engine", self.engine))
-        await super().open()
+        self.handle = await self.call(lambda: self.kind.connect(self))
+        self.stack.push_async_callback(self.close)
 
     async def execute(self, sql: str) -> None:
         await self.call(self.handle.execute, text(sql))
@@ -157,7 +161,7 @@ class HeldDjango(Held):
 
     async def open(self, **options: Any) -> None:
         self.alias = f"alias_{id(self)}"
-        add_alias(self.alias, self.system, **options)
+        add_alias(self.alias, self.system, self.address, **options)
         self.stack.push_async_callback(lambda: self.call(connections.__delitem__, self.alias))
         await super().open()
 
@@ -185,12 +189,12 @@ class HeldDjango(Held):
     rollback_to_savepoint = rollback
 
 
-def add_alias(alias: str, system: Any, **options: Any) -> None:
-    """Have Django know a database."""
+def add_alias(alias: str, system: Any, address: str | None = None, **options: Any) -> None:
+    """Have Django know a database; *address* is its server's, if it is not the tests' own."""
     if hasattr(system, "path"):
         found = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(system.path)}
     else:
-        server = psycopg.conninfo.conninfo_to_dict(postgres_url())
+        server = psycopg.conninfo.conninfo_to_dict(address or postgres_url())
         keys = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
         found = {"ENGINE": "django.db.backends.postgresql"}
         found |= {keys[name]: value for name, value in server.items() if name in keys}
@@ -240,6 +244,8 @@ class Kind:
     held: type[Held]
     connect: Callable[..., Any]
     driver: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What its users have to tell its driver there."""
 
     def __str__(self) -> str:
         return f"{self.name} on {self.system}{' by ' if self.driver else ''}{self.driver.partition('+')[2]}"
@@ -271,6 +277,26 @@ KINDS = [
     Kind("Django connection", "sqlite", "sync", HeldDjango, lambda held: connections[held.alias]),
     Kind("Django connection", "postgres", "sync", HeldDjango, lambda held: connections[held.alias]),
 ]
+
+if "pgbouncer" in SYSTEMS:
+    # The next transaction may be in another session, which does not know what the last one has prepared.
+    FORGETFUL = {
+        "psycopg": {"prepare_threshold": None},
+        "asyncpg": {"statement_cache_size": 0},
+        "postgresql+psycopg": {"prepare_threshold": None},
+        "postgresql+asyncpg": {
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: f"users_{uuid.uuid4()}",
+        },
+    }
+    KINDS += [
+        replace(
+            kind, system="pgbouncer", options=FORGETFUL.get(kind.driver or kind.name.partition(".")[0].split()[0], {})
+        )
+        for kind in KINDS
+        if kind.system == "postgres"
+    ]
 
 
 async def in_loop(function: Callable[..., Any], *args: Any) -> Any:

@@ -18,6 +18,8 @@ from action_retrier._claiming import POLL_S
 from action_retrier._worker import Worker
 from action_retrier.drivers.sqlite.writer import Writer
 
+from ..support.pgbouncer import POOLED
+
 WRITES_LOST = 3
 DISK = pytest.mark.sqlite("the disk is full for the one connection that writes")
 
@@ -325,4 +327,5 @@ async def test_a_start_by_another_app_is_noticed_long_before_the_next_poll(api):
             since = time.monotonic()
             assert await asyncio.to_thread(begun.wait, 10)
             waits_s.append(time.monotonic() - since)
-    assert statistics.median(waits_s) < POLL_S / 4
+    # Through a pooler nobody hears anything, and polling has to do.
+    assert statistics.median(waits_s) < (1.5 * POLL_S if POOLED in api.system.url else POLL_S / 4)

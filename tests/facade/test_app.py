@@ -946,6 +946,44 @@ def test_run_worker_runs_until_a_signal_and_then_drains(scripts, source, stop):
 # -- transactions and mutations ----------------------------------------------------------------------------------------
 
 
+async def test_calls_at_the_same_time_do_not_undo_each_other(async_api):
+    """A program that gathers its calls in one transaction: one call's failure takes back nothing of the others'."""
+    api = async_api
+
+    @api.app.action(name="charge")
+    def charge(order_id: int) -> None: ...
+
+    await api.run(api.app, charge, {"order_id": 1}, idempotency_key="taken")
+    async with api.transaction() as ctx:
+        calls = []
+        for n in range(5):
+            calls.append(api.run(ctx, charge, {"order_id": n}, idempotency_key=f"k{n}"))
+            calls.append(api.run(ctx, charge, {"order_id": 2}, idempotency_key="taken"))
+            calls.append(api.run(ctx, charge, {"order_id": n}))
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(one) for one in ended] == [str, IdempotencyConflict, str] * 5
+    run_ids = [run_id for run_id in ended if isinstance(run_id, str)]
+    assert [await api.status(api.app, run_id) for run_id in run_ids] == [InProgress()] * 10
+
+
+@pytest.mark.parametrize("flavour", ["def", "async def"])
+async def test_a_mutation_may_take_as_long_as_it_likes(api, flavour):
+    """However large its time limit is: no database's, thread's or timer's number overflows."""
+    if flavour == "def":
+
+        @api.app.mutation(name="slow", timeout_ms=1e300)
+        def slow(ctx: MutationCtx) -> str:
+            return "done"
+    else:
+
+        @api.app.mutation(name="slow", timeout_ms=1e300)
+        async def slow(ctx: MutationCtx) -> str:
+            return "done"
+
+    assert await api.run_mutation("slow") == "done"
+
+
 async def test_a_transaction_commits_on_exit(api, note):
     """`async with app.transaction() as ctx:` gives a `MutationCtx`; commit on exit."""
     async with api.transaction() as ctx:

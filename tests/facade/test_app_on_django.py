@@ -25,6 +25,7 @@ class Note(models.Model):
 """
 
 JOBS = """
+import psycopg
 from action_retrier import App, SyncActionRetrier
 from django.db import connection, transaction
 
@@ -62,12 +63,17 @@ def note(ctx, text: str, how: str = ""):
         raise LookupError(text)
     if how == "commits":
         transaction.commit()
+    if how == "fails in a hook":
+        def fail():
+            raise psycopg.errors.SerializationFailure("in a hook")
+        transaction.on_commit(fail)
     if how == "commits behind Django":
         ctx.db.execute("COMMIT")
 """
 
 TESTS = """
 import asyncio, contextlib
+import psycopg
 from django.db import connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
 from action_retrier import ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success
@@ -149,6 +155,13 @@ class TestsWithAWorker(TransactionTestCase):
             self.assertEqual(told, [])
         self.assertEqual(told, [1])
 
+    def test_a_mutation_is_not_done_again_for_its_hooks_sake(self):
+        with self.assertRaises(psycopg.errors.SerializationFailure):
+            app.run_mutation_sync(note, {"text": "mine", "how": "fails in a hook"})
+        with self.assertRaises(psycopg.errors.SerializationFailure):
+            asyncio.run(app.run_mutation(note, {"text": "theirs", "how": "fails in a hook"}))
+        self.assertEqual(texts(), ["mine", "theirs"])
+
     def test_what_cannot_hold_a_call_is_refused(self):
         before = retrier.list(app).runs  # Django flushes its own tables between tests, not ours
         for ctx, words in ((connection, "outside of atomic"), (connections["default"], "outside of atomic")):
@@ -204,7 +217,7 @@ def test_a_projects_tests_run(scripts: Any, tmp_path: Path, on: str) -> None:
 
     done = scripts.run("-W", "error::ResourceWarning", "-m", "django", "test", "--settings=settings", "-v2")
 
-    assert "Ran 9 tests" in done.stderr
+    assert "Ran 10 tests" in done.stderr
     assert "in use" not in done.stdout + done.stderr
 
 

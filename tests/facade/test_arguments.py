@@ -32,6 +32,8 @@ from action_retrier import (
     UnknownFunction,
 )
 
+from ..stores import whatever_the_database
+
 MIB = 1024 * 1024
 YEAR_MS = 365 * 24 * 3_600_000
 ORDER_UUID = UUID("0d2c2a9a-92f4-4e4a-8a05-4f1a0f8f1f10")
@@ -129,6 +131,11 @@ CONVERSIONS = [
     (Annotated[int, Field(ge=1)], 1, 1),
     (Any, {"a": [1, 2.5, "x", None, True]}, {"a": [1, 2.5, "x", None, True]}),
 ]
+ANY_JSON: list[Any] = [
+    {"deep": [{"er": [1, "2", None, 3.5, False]}]},
+    [2**70, -(2**63), 0.1, 1e300],
+    "ß€😀 \n\t\x01",
+]
 IDS = [f"{number}-{hint}" for number, (hint, _, _) in enumerate(CONVERSIONS)]
 
 
@@ -145,6 +152,7 @@ async def delivered(api: Any, action: Any, args: Any, received: list[Any]) -> An
 # -- conversion --------------------------------------------------------------------------------------------------------
 
 
+@whatever_the_database
 @pytest.mark.parametrize(("hint", "passed", "expected"), CONVERSIONS, ids=IDS)
 async def test_an_argument_reaches_the_action_as_its_type_hint_says(api, hint, passed, expected):
     """Encoded by their type hints as pydantic's JSON mode does, and converted back for the call."""
@@ -183,7 +191,8 @@ async def test_a_default_fills_what_is_not_passed(api):
     assert await delivered(api, receive, None, received) == (None, ("x",))
 
 
-async def test_arguments_without_type_hints_are_passed_as_json(api):
+@pytest.mark.parametrize("value", ANY_JSON, ids=str)
+async def test_arguments_without_type_hints_are_passed_as_json(api, value):
     """Without a hint an argument is any JSON value."""
     received: list[Any] = []
 
@@ -191,7 +200,6 @@ async def test_arguments_without_type_hints_are_passed_as_json(api):
     def receive(value) -> None:
         received.append(value)
 
-    value = {"deep": [{"er": [1, "2", None, 3.5, False]}]}
     assert await delivered(api, receive, {"value": value}, received) == value
 
 
@@ -292,6 +300,7 @@ def context_in_second_place(to: str, ctx: SyncActionCtx) -> None: ...
 def context_that_may_be_missing(to: str, context: ActionCtx | None = None) -> None: ...
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("function", "found"),
     [
@@ -306,6 +315,7 @@ async def test_a_context_is_the_first_parameter_and_named_ctx(api, function, fou
         api.app.action(function)
 
 
+@whatever_the_database
 async def test_the_context_of_a_mutation_is_looked_for_likewise(api):
     """It must not be taken for the callback's `context`, either."""
 
@@ -320,6 +330,7 @@ def in_a_list(to: str, connection: list[Connection]) -> None: ...
 def in_the_end(to: str) -> Connection: ...
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("function", "culprit"),
     [
@@ -338,6 +349,7 @@ async def test_what_json_cannot_carry_is_named_when_it_is_registered(api, functi
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("args", "names"),
     [
@@ -386,6 +398,7 @@ async def test_invalid_arguments_name_the_action(api):
         await api.run(api.app, charge, {"order_id": "seven"})
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     "args", [[1], "order_id", 7, ("order_id", 7), {7}, object()], ids=lambda args: type(args).__name__
 )
@@ -436,6 +449,7 @@ NOT_JSON = {
 not_json = pytest.mark.parametrize("value", NOT_JSON.values(), ids=NOT_JSON.keys())
 
 
+@whatever_the_database
 @not_json
 @pytest.mark.parametrize("how", ["with a hint", "without a hint", "by name only"])
 async def test_a_value_that_json_cannot_carry_is_refused(api, value, how):
@@ -453,6 +467,7 @@ async def test_a_value_that_json_cannot_carry_is_refused(api, value, how):
     assert await api.all_runs() == []
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("hint", "value"),
     [
@@ -490,6 +505,7 @@ async def test_a_type_hint_opens_no_door_to_what_json_cannot_carry(api, hint, va
     assert await api.all_runs() == []
 
 
+@whatever_the_database
 @not_json
 async def test_a_context_that_json_cannot_carry_is_refused(api, value):
     """Arguments *and context*."""
@@ -548,6 +564,7 @@ async def test_a_payload_that_is_too_large_is_refused_by_name_too(api):
 # -- return values -----------------------------------------------------------------------------------------------------
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("hint", "value", "expected"),
     [
@@ -717,6 +734,7 @@ async def test_arguments_that_do_not_fit_their_action_are_a_failure(api):
 def undecorated(order_id: int) -> None: ...
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     "action", [undecorated, print, int, 7, None, b"name", object()], ids=lambda it: type(it).__name__
 )
@@ -799,6 +817,7 @@ async def test_a_function_that_is_no_mutation_as_on_complete_is_refused(api):
     assert await api.all_runs() == []
 
 
+@whatever_the_database
 @pytest.mark.parametrize(
     ("hint", "context"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumper
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from action_retrier import ActionRetrier, App, DatabaseUnavailable, InProgress, InvalidContext, SyncActionRetrier
 from action_retrier.testing import ManualClock
@@ -128,21 +130,87 @@ def test_an_error_of_the_server_does_not_end_the_users_transaction(postgres: Pos
     retrier = SyncActionRetrier(app)
     with psycopg.connect(postgres_url()) as connection:
         connection.execute("SET TRANSACTION READ ONLY")
-        with pytest.raises(DatabaseUnavailable, match="read-only"):
+        with pytest.raises(InvalidContext, match=r"read-only.*begin one that may write"):
             retrier.run(connection, "charge")
         assert connection.execute("SELECT 1").fetchone() == (1,)
         assert connection.info.transaction_status == TransactionStatus.INTRANS
+
+
+def test_a_two_phase_transaction_is_refused_at_once(postgres: PostgresSystem, app: App) -> None:
+    """It could not be prepared whenever a worker happened to sleep, and had to be told by NOTIFY."""
+    engine = sqlalchemy.create_engine(postgres_url().replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    retrier = SyncActionRetrier(app)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.tpc_begin(connection.xid(1, "global", "branch"))
+        with pytest.raises(InvalidContext, match=r"two-phase.*ordinary transaction"):
+            retrier.run(connection, "charge")
+        assert retrier.list(connection).runs == []
+        connection.tpc_rollback()
+    quiet = App(f"{postgres.url}&notify=false")
+    with quiet, psycopg.connect(postgres_url()) as connection:
+        connection.tpc_begin(connection.xid(1, "global", "branch"))
+        assert SyncActionRetrier(quiet).run(connection, "charge")
+        connection.tpc_rollback()
+    with Session(engine, twophase=True) as session, pytest.raises(InvalidContext, match="two-phase"):
+        retrier.run(session, "charge")
+
+
+@pytest.fixture
+def role(postgres: PostgresSystem) -> Iterator[str]:
+    """The URL of a role that may do nothing but connect."""
+    name = f"r{secrets.token_hex(8)}"
+    postgres._look.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+    found = psycopg.conninfo.conninfo_to_dict(postgres_url())
+    yield f"postgresql://{name}:secret@{found['host']}:{found.get('port', 5432)}/{found['dbname']}"
+    postgres._look.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+@pytest.mark.parametrize(
+    ("grants", "refusal"),
+    [
+        ("", "may not read the schema.*grant it USAGE"),
+        ("GRANT USAGE ON SCHEMA {schema} TO {role}", "may not read the schema.*grant it USAGE"),
+        (
+            "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}",
+            "permission denied.*grant the role",
+        ),
+    ],
+)
+def test_a_role_without_rights_keeps_its_transaction(
+    postgres: PostgresSystem, app: App, role: str, grants: str, refusal: str
+) -> None:
+    """What may be looked at is asked without an error of the server's, which would end the user's transaction."""
+    if grants:
+        postgres._look.execute(
+            grants.format(schema=postgres.schema, role=psycopg.conninfo.conninfo_to_dict(role)["user"])
+        )
+    retrier = SyncActionRetrier(app)
+    with psycopg.connect(role) as connection:
+        with pytest.raises((InvalidContext, DatabaseUnavailable), match=refusal):
+            retrier.run(connection, "charge")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_another_encoding_than_utf8_is_refused(postgres: PostgresSystem, app: App, encoding: str) -> None:
+    """It could not carry all that JSON can, and psycopg would read text as bytes."""
+    retrier = SyncActionRetrier(app)
+    with psycopg.connect(postgres_url(), client_encoding=encoding) as connection:
+        for verb, args in (("run", ["charge", ARGS]), ("list", [])):
+            with pytest.raises(InvalidContext, match="client_encoding.*UTF8"):
+                getattr(retrier, verb)(connection, *args)
+        assert connection.info.transaction_status == TransactionStatus.IDLE
 
 
 async def test_nor_does_it_end_an_async_one(postgres: PostgresSystem, app: App, asyncpg_connection: Any) -> None:
     retrier = ActionRetrier(app)
     async with await psycopg.AsyncConnection.connect(postgres_url()) as connection:
         await connection.execute("SET TRANSACTION READ ONLY")
-        with pytest.raises(DatabaseUnavailable, match="read-only"):
+        with pytest.raises(InvalidContext, match="read-only"):
             await retrier.run(connection, "charge")
         assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
     async with asyncpg_connection.transaction(readonly=True):
-        with pytest.raises(DatabaseUnavailable, match="read-only"):
+        with pytest.raises(InvalidContext, match="read-only"):
             await retrier.run(asyncpg_connection, "charge")
         assert await asyncpg_connection.fetchval("SELECT 1") == 1
 

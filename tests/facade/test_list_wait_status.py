@@ -399,6 +399,14 @@ async def test_a_wrong_filter_is_refused(api, filters):
         await api.list(api.app, **filters)
 
 
+@pytest.mark.parametrize("queue", ["", "a\0b", "\ud800", "q" * 256])
+@pytest.mark.parametrize("verb", ["list", "cancel_all", "retry_all"])
+async def test_a_queue_that_cannot_be_one_is_refused(api, verb, queue):
+    """The same on every database, before it is asked."""
+    with pytest.raises(ValueError, match="queue must have 1 to 255 printable characters"):
+        await getattr(api, verb)(api.app, queue=queue)
+
+
 @pytest.mark.parametrize("cursor", ["", "nonsense", "'; DROP TABLE notes; --", 5], ids=str)
 async def test_a_wrong_cursor_is_refused(api, cursor):
     """A cursor comes from a page."""

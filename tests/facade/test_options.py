@@ -24,6 +24,8 @@ from action_retrier import (
     SyncActionRetrier,
 )
 
+from ..stores import one_colour, whatever_the_database
+
 DEFAULTS: dict[str, Any] = {
     "initial_backoff_ms": 250,
     "base": 2,
@@ -75,6 +77,7 @@ OTHERS = [
 ]
 
 
+@whatever_the_database
 @pytest.mark.parametrize(("name", "of_retrier", "of_action", "of_call"), OTHERS)
 async def test_a_call_wins_over_an_action_over_a_retrier(api, name, of_retrier, of_action, of_call):
     """Options: per call > per action > per retrier > default."""
@@ -143,6 +146,7 @@ async def test_all_ways_to_start_take_the_options(api):
 # -- max_failures ------------------------------------------------------------------------------------------------------
 
 
+@one_colour
 @pytest.mark.parametrize("max_failures", [0, 1, 2, 6])
 async def test_a_failure_is_retried_max_failures_times(api, flavour, max_failures):
     """How many times a failure is retried: at most `max_failures + 1` executions. 0 = no retry."""
@@ -168,6 +172,7 @@ async def test_by_default_an_action_is_retried_four_times(api):
 # -- backoff -----------------------------------------------------------------------------------------------------------
 
 
+@one_colour
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -226,6 +231,7 @@ async def test_the_delay_is_counted_from_the_end_of_the_failed_attempt(api, gate
     assert run.due_at == api.clock.now() + timedelta(milliseconds=1_000)
 
 
+@one_colour
 @pytest.mark.parametrize("jitter", [0.5, 0.1, 1])
 async def test_jitter_multiplies_each_delay_by_a_random_factor(api, jitter):
     """Each delay is multiplied by a uniform random factor in [1 - jitter, 1 + jitter)."""
@@ -260,6 +266,7 @@ async def test_without_jitter_the_delay_is_exact(api):
     assert [delays(await api.get(api.app, run)) for run in runs] == [[12_345]] * 5
 
 
+@one_colour
 @pytest.mark.parametrize(
     "options",
     [
@@ -562,6 +569,7 @@ async def test_a_key_has_one_to_255_characters(api, key):
     assert await api.run(api.app, done.action, idempotency_key=key) == first
 
 
+@whatever_the_database
 @pytest.mark.parametrize("key", ["", "k" * 256, 7, b"k", True])
 async def test_any_other_key_is_refused(api, key):
     """1 to 255 characters, else an error that names the option; nothing is stored."""
@@ -646,6 +654,7 @@ def test_a_wrong_option_is_refused_when_an_action_is_registered(name, value, dat
         app.action(name="job", **{name: value})(_do_nothing)
 
 
+@whatever_the_database
 @refused
 async def test_a_wrong_option_is_refused_when_a_run_is_started(api, name, value):
     """... or at `run`, nothing stored."""
@@ -669,6 +678,7 @@ HUGE = [
 ]
 
 
+@one_colour
 @pytest.mark.parametrize("value", [10**30, 10**400, 1e308], ids=["10**30", "10**400", "1e308"])
 @pytest.mark.parametrize("name", HUGE)
 async def test_a_huge_value_is_refused_by_name_or_harmless(api, name, value):
@@ -708,6 +718,7 @@ async def test_the_error_says_the_offending_value(api, name, value):
         await api.run(api.app, done.action, None, **{name: value})
 
 
+@one_colour
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -752,6 +763,7 @@ async def test_a_refused_option_inside_a_transaction_leaves_it_usable(api, note)
 # -- retry_on and no_retry_on ------------------------------------------------------------------------------------------
 
 
+@one_colour
 @pytest.mark.parametrize("retry_on", [ConnectionError, (ConnectionError,), [ConnectionError, TimeoutError]])
 async def test_only_what_retry_on_names_is_retried(api, flavour, retry_on):
     """`@app.action(retry_on=...)` takes exception types and judges what the action raised."""
@@ -765,6 +777,7 @@ async def test_only_what_retry_on_names_is_retried(api, flavour, retry_on):
     assert flaky.executions == 3
 
 
+@one_colour
 @pytest.mark.parametrize("no_retry_on", [LookupError, (LookupError,), [LookupError, ZeroDivisionError]])
 async def test_what_no_retry_on_names_is_not_retried(api, flavour, no_retry_on):
     """`@app.action(no_retry_on=...)`."""

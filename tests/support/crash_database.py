@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import psycopg
 from psycopg.rows import dict_row
 
+from action_retrier.drivers.postgres.leases import LEASE_US
 from action_retrier.drivers.postgres.urls import parse
 
+LEASE_S = LEASE_US / 1_000_000
 PATIENCE_S = 30
 """How long a user's own connection waits: SQLite does not let those who wait have their turn in order."""
 
@@ -75,6 +77,8 @@ class CrashDatabase(Protocol):
     """What makes a relation ``given (value)`` of a parameter, a JSON array of strings."""
     death_shows_s: float
     """How soon after a worker's death its runs begin elsewhere: a lock shows it, or its lease runs out."""
+    lease_s: float | None
+    """How long workers' leases are, if they are not as long as they usually are."""
 
     def sql(self, query: str) -> str:
         """Return a query as this database takes it."""
@@ -108,6 +112,7 @@ class SqliteDatabase:
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
     death_shows_s = 2.0
+    lease_s = None
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -165,19 +170,21 @@ class PostgresDatabase:
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
 
-    def __init__(self, url: str, beside: str | None = None) -> None:
+    def __init__(self, url: str, beside: str | None = None, lease_s: float | None = None) -> None:
         """
         Take a database; nothing is opened yet.
 
         Args:
             url: What the library and its users open it by.
             beside: How the test itself reaches it, if that leads through a pooler.
+            lease_s: How long workers' leases are to be; None for as long as they usually are.
         """
         self.url = url
         target = parse(url)
         self._conninfo = target.conninfo
         self._look_at = parse(beside or url).conninfo
-        self.death_shows_s = 2.5 if target.direct else 13.0
+        self.lease_s = lease_s
+        self.death_shows_s = 2.5 if target.direct else (lease_s or LEASE_S) + 3
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     def sql(self, query: str) -> str:

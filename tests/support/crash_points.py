@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from psycopg.pq import TransactionStatus
+
 from action_retrier import _calls, _claiming, _completion, _execution, _incarnation, _maintenance, _reporter, _worker
 from action_retrier.drivers import sqlite
 from action_retrier.drivers.postgres import database as postgres_database
@@ -24,7 +26,7 @@ from action_retrier.drivers.sqlite.leases import SqliteLeases
 _wanted = ""
 _remaining = 0
 _armed = threading.local()
-"""Whether the operation in question has written something, in the transaction that this thread has open."""
+"""Whether the operation in question has written something, in the transaction that this thread has open, or without."""
 
 
 def reach(point: str) -> None:
@@ -105,8 +107,11 @@ def _around_operation(group: str) -> None:
         reach(f"{group}.before_statement")
         result = yield from operation(*args, **options)
         if has_written(result):
-            reach(f"{group}.after_statement")
-            _armed.yes = True
+            if getattr(_armed, "stood_alone", False):  # and is committed
+                reach(f"{group}.after_commit")
+            else:
+                reach(f"{group}.after_statement")
+                _armed.yes = True
         return result
 
     setattr(module, attribute, wrapped)
@@ -116,6 +121,18 @@ def _around_operation(group: str) -> None:
     for module in (postgres_database, postgres_session):
         module.commit = _watched_commit(module.commit, group)
     postgres_database.commit_async = _watched_commit_async(postgres_database.commit_async, group)
+    postgres_session.execute = _watched_execute(postgres_session.execute)
+
+
+def _watched_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Note whether the statement was sent without a transaction around it."""
+
+    def watched(connection: Any, *args: Any) -> Any:
+        rows = execute(connection, *args)
+        _armed.stood_alone = connection.info.transaction_status == TransactionStatus.IDLE
+        return rows
+
+    return watched
 
 
 def _watched(transaction: Callable[..., Any], group: str) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from postgres_server import ends_with_us
+
 T = TypeVar("T")
 
 SUPPORT = Path(__file__).parent
@@ -137,7 +139,7 @@ class Processes:
     def start(self, script: str, *arguments: object, under: Iterable[str] = ()) -> Process:
         """Start a program of the support directory, *under* another one or by itself."""
         log = self._folder / f"process-{len(self._all)}.log"
-        process = Process([*under, sys.executable, str(SUPPORT / script), *map(str, arguments)], log)
+        process = Process([*ends_with_us(), *under, sys.executable, str(SUPPORT / script), *map(str, arguments)], log)
         self._all.append(process)
         return process
 

@@ -226,12 +226,13 @@ def stop_while_claiming() -> None:
     _claiming.claim_runs, Worker.start = watched, noted
 
 
-def set_lease(lease_s: float) -> None:
-    """Make leases shorter, in their usual proportions, to keep tests short."""
+def set_lease(lease_s: float, set_one: Callable[[Any, str, Any], object] = setattr) -> None:
+    """Make leases shorter in this process, in their usual proportions, to keep tests short."""
+    lease_us = round(lease_s * 1_000_000)
     for leases in (postgres_leases, sqlite_leases):
-        leases.LEASE_US = round(lease_s * 1_000_000)
-        leases.MARGIN_US = leases.LEASE_US // 5
-    _leases.HEARTBEAT_S = lease_s * 0.3
+        set_one(leases, "LEASE_US", lease_us)
+        set_one(leases, "MARGIN_US", lease_us // 5)
+    set_one(_leases, "HEARTBEAT_S", lease_s * 0.3)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -53,7 +53,8 @@ class Scene:
         return self.processes.start("crash_program.py", self.database.url, *arguments)
 
     def worker(self, *options: object, die: str = "", nth: int = 1, lease_s: float | None = None) -> Process:
-        """Start a worker in a process of its own."""
+        """Start a worker in a process of its own; its lease is as long as the database's are, unless it is given."""
+        lease_s = lease_s or self.database.lease_s
         lease = [] if lease_s is None else ["--lease-s", lease_s]
         return self.program("--die", die, "--nth", nth, *lease, "worker", *options)
 

@@ -59,7 +59,8 @@ class Node:
         (folder / "patroni.json").write_text(json.dumps(settings))  # which is YAML too
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*as_nobody(), "patroni", str(folder / "patroni.json")],
+                # A Patroni that is told to stop stops its server too, which is nobody's child.
+                [*as_nobody("TERM"), "patroni", str(folder / "patroni.json")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

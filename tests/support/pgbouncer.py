@@ -59,7 +59,7 @@ def pgbouncer(url: str) -> Iterator[str]:
     )
     (folder / "ini").chmod(0o644)
     process = subprocess.Popen(
-        [*as_nobody(), program, str(folder / "ini")],
+        [*as_nobody("KILL"), program, str(folder / "ini")],  # it ignores SIGQUIT
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

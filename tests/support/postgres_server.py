@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -207,12 +208,32 @@ def wait_until(is_true: Callable[[], object], problem: Callable[[], str], within
         time.sleep(LOOK_S)
 
 
-def as_nobody() -> list[str]:
-    """Return what a program is put under that refuses to run as root, if we are root."""
-    if os.geteuid() != 0:
+def ends_with_us(signal: str = "KILL") -> list[str]:
+    """
+    Return what a program is put under so that it gets a signal when this process ends, by SIGKILL too.
+
+    Nothing where that cannot be: the kernel sends it when the *thread* ends that has started the program, so what
+    another than the main one starts is on its own.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _can_end_with_us():
         return []
-    # If the tests are killed, it ends too.
-    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=QUIT"]
+    return ["setpriv", f"--pdeathsig={signal}"]
+
+
+@functools.cache
+def _can_end_with_us() -> bool:
+    """Tell whether there is a setpriv that can: of util-linux, 2.33 or newer."""
+    if shutil.which("setpriv") is None:
+        return False
+    return subprocess.run(["setpriv", "--pdeathsig=KILL", "true"], capture_output=True, check=False).returncode == 0
+
+
+def as_nobody(signal: str = "QUIT") -> list[str]:
+    """Return what a program is put under that refuses to run as root, if we are; it gets *signal* when we end."""
+    bound = ends_with_us(signal)
+    if os.geteuid() != 0:
+        return bound
+    return [*(bound or ["setpriv"]), f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
 
 
 def own(folder: Path) -> None:

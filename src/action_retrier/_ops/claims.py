@@ -77,7 +77,9 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int, lanes: str | Non
         suspects = yield Statement("claim_suspects", claimant.parameters | {"count": 1, "max_losses": max_losses})
     runs: Rows = []
     if count > len(suspects):
-        runs = yield Statement("claim_runs", claimant.parameters | {"lanes": lanes, "count": count - len(suspects)})
+        given = claimant.parameters | {"lanes": lanes, "count": count - len(suspects)}
+        # After a claim of which nobody knows, its worker gives back what it does not know of.
+        runs = yield Statement("claim_runs", given, stands_alone=not suspects)
         runs.sort(key=lambda row: (-row["priority"], row["due_at"], row["id"]))
     registered = True
     if not runs and not suspects:
@@ -104,7 +106,7 @@ def next_due(
 ) -> Op[NextDue]:
     """Tell how long there is nothing to do; with *lanes* only of the runs in them."""
     limits = {"max_losses": max_losses, "max_callback_losses": max_callback_losses, "lanes": lanes}
-    rows = yield Statement("next_due", claimant.parameters | limits)
+    rows = yield Statement("next_due", claimant.parameters | limits, stands_alone=True)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
     suspects_are_due = row["suspects_in"] is not None and row["suspects_in"] <= 0
@@ -112,5 +114,5 @@ def next_due(
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:
-    rows = yield Statement("select_workers", {"namespace": claimant.namespace})
+    rows = yield Statement("select_workers", {"namespace": claimant.namespace}, stands_alone=True)
     return any(row["id"] == claimant.id for row in rows)

@@ -25,14 +25,14 @@ class Filter:
 _ANY = Filter()
 
 
-def load_status(namespace: str, run_id: str) -> Op[Row]:
+def load_status(namespace: str, run_id: str, *, stands_alone: bool = False) -> Op[Row]:
     """
-    Return state, result, error_type, error and callback_state of a run.
+    Return state, result, error_type, error and callback_state of a run; it may be all that an operation does.
 
     Raises:
         RunNotFound: No run has this id.
     """
-    rows = yield Statement("select_status", {"namespace": namespace, "id": run_id})
+    rows = yield Statement("select_status", {"namespace": namespace, "id": run_id}, stands_alone=stands_alone)
     if not rows:
         raise RunNotFound(run_id=run_id)
     return rows[0]

@@ -29,7 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def read_status(namespace: str, run_id: str) -> Op[RunStatus]:
     """Return the status of a run. Raises `RunNotFound`."""
-    row = yield from load_status(namespace, run_id)
+    row = yield from load_status(namespace, run_id, stands_alone=True)
     result = result_of(row)
     return InProgress() if result is None else Completed(result)
 

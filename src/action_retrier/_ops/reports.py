@@ -143,7 +143,7 @@ def store_progress(reports: Sequence[tuple[str, int, tuple[float, str]]]) -> Op[
 def lost_attempts(attempts: Sequence[tuple[str, int]]) -> Op[list[tuple[str, int, str | None]]]:
     """Of (run id, attempt), return those that do not own their run any more, with its state."""
     encoded = [{"id": run_id, "attempt": attempt} for run_id, attempt in attempts]
-    rows = yield Statement("select_lost", {"attempts": _dumps(encoded)})
+    rows = yield Statement("select_lost", {"attempts": _dumps(encoded)}, stands_alone=True)
     return [(row["id"], row["attempt"], row["state"]) for row in rows]
 
 

@@ -52,22 +52,34 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     renamed = yield from _owners(namespace, [start for start in starts if start.aliases], by_alias=True)
     # Keys in order: two transactions that start the same ones then wait for each other at most once.
     fresh = [start for start in starts if start.id not in renamed]
-    ordered = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
-    inserted: set[str] = set()
-    has_keys = any(start.idempotency_key for start in starts)
-    for at in range(0, len(ordered), _BATCH):
-        batch = [_encode(start) for start in ordered[at : at + _BATCH]]
-        encoded = json.dumps(batch, separators=(",", ":"), ensure_ascii=False)
-        is_last = not has_keys and at + _BATCH >= len(ordered)
-        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded}, is_last=is_last)
-        inserted |= {row["id"] for row in rows}
-    owners = renamed | (yield from _owners(namespace, [start for start in fresh if start.id not in inserted]))
+    wanted = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
+    owners = renamed
+    while wanted:
+        inserted = yield from _insert(namespace, wanted)
+        wanted = [start for start in wanted if start.idempotency_key is not None and start.id not in inserted]
+        found = yield from _owners(namespace, wanted)
+        owners |= found
+        # Whose key was taken and has no owner: that one has been cleaned up in between, so the key is free.
+        wanted = [start for start in wanted if start.id not in found]
     for start in starts:
         owner = owners.get(start.id)
         if owner is not None and not same_json(owner["args"], start.args):
             assert start.idempotency_key is not None
             raise IdempotencyConflict(action=start.action, idempotency_key=start.idempotency_key, run_id=owner["id"])
     return [owners[start.id]["id"] if start.id in owners else start.id for start in starts]
+
+
+def _insert(namespace: str, starts: Sequence[Start]) -> Op[set[str]]:
+    """Insert those whose ids and keys are free; return their ids."""
+    inserted: set[str] = set()
+    has_keys = may_wait(starts)
+    for at in range(0, len(starts), _BATCH):
+        batch = [_encode(start) for start in starts[at : at + _BATCH]]
+        encoded = json.dumps(batch, separators=(",", ":"), ensure_ascii=False)
+        is_last = not has_keys and at + _BATCH >= len(starts)
+        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded}, is_last=is_last)
+        inserted |= {row["id"] for row in rows}
+    return inserted
 
 
 def _owners(namespace: str, starts: Sequence[Start], *, by_alias: bool = False) -> Op[dict[str, Row]]:

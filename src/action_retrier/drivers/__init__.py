@@ -88,6 +88,8 @@ class Subscription(Protocol):
 
     active: bool
     """While False nothing is looked for on its behalf, which costs nothing."""
+    was_told: bool
+    """Whether another process has said that it started something; whoever has read it clears it."""
 
     async def tune(self, worker: str, *, busy: bool) -> float | None:
         """

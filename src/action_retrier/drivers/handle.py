@@ -6,7 +6,10 @@ framework's connection) is unwrapped by the library's own package here. None of 
 unless the user has made something of it.
 """
 
+import asyncio
 import contextlib
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -51,8 +54,17 @@ class _Guard:
         return [_ROLLBACK_TO, _RELEASE] if self._is_open else []
 
 
+_turns: "weakref.WeakKeyDictionary[Any, asyncio.Lock]" = weakref.WeakKeyDictionary()
+_sync_turns: "weakref.WeakKeyDictionary[Any, threading.Lock]" = weakref.WeakKeyDictionary()
+
+
 class Handle(ABC):
-    """Runs operations on a connection of the user's; it commits, or does not, when the user does."""
+    """
+    Runs operations on a connection of the user's; it commits, or does not, when the user does.
+
+    Tasks, or threads, may share a connection, but not a savepoint: what undoes the one's call would undo the
+    other's. So calls on one connection take turns.
+    """
 
     colours: frozenset[Colour]
     """Which retriers may use it."""
@@ -100,6 +112,19 @@ class Handle(ABC):
     async def open_async(self) -> None:  # noqa: B027 - as `open`
         """Open what *begin* compares with."""
 
+    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Wait for the other tasks' calls on the connection."""
+        return _turns.setdefault(self.raw, asyncio.Lock())
+
+    def turn_sync(self) -> contextlib.AbstractContextManager[object]:
+        """Wait for the other threads' calls on the connection."""
+        return _sync_turns.setdefault(self.raw, threading.Lock())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether somebody else's call is under way on the connection: what state it is in, shows after that."""
+        return any(turns[self.raw].locked() for turns in (_turns, _sync_turns) if self.raw in turns)
+
     def execute(self, statement: Statement) -> Rows:
         """Run one statement, blocking; whatever cursors and factories the user's connection has."""
         raise NotImplementedError
@@ -119,6 +144,10 @@ class Handle(ABC):
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         await self.open_async()
+        async with self.turn():
+            return await self._run(op)
+
+    async def _run(self, op: Op[T]) -> T:
         with self.translated():
             await adrive(self.begin(), self.execute_async)
             if not self._is_guarded:
@@ -142,6 +171,10 @@ class Handle(ABC):
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         self.open()
+        with self.turn_sync():
+            return self._run_sync(op)
+
+    def _run_sync(self, op: Op[T]) -> T:
         with self.translated():
             drive(self.begin(), self.execute)
             if not self._is_guarded:

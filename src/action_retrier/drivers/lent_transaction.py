@@ -60,7 +60,7 @@ class LentTransaction:
 
     def _check_not_lost(self) -> None:
         """Raise rather than begin another transaction, or commit each statement by itself."""
-        if not self.handle.in_transaction:
+        if self.handle.has_ended:
             self.is_open = False
             refuse("ended the transaction, or an error of the database did")
 

@@ -90,6 +90,10 @@ class DjangoDatabase(LentDatabase):
         finally:
             _close_old_connections()
 
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
+        return getattr(error, "fate", None) != "committed" and super().is_transient(error)
+
     @contextlib.asynccontextmanager
     async def transaction(
         self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S
@@ -118,11 +122,14 @@ class DjangoDatabase(LentDatabase):
         if not is_inner:
             connection.close_if_unusable_or_obsolete()
         opened: DjangoTransaction | None = None
+        committed: list[bool] = []
         try:
             with contextlib.ExitStack() as turn:
                 if not is_inner:
                     turn.enter_context(self.underneath.turn_to_write())
                 with transaction.atomic(using=self._alias):
+                    if not is_inner:
+                        transaction.on_commit(lambda: committed.append(True), using=self._alias)
                     handle = DjangoHandle(connection, self._find_raw, writes=True).unwrap()
                     if connection.vendor == "postgresql" and not is_inner:
                         handle.execute(Control(f"SET TRANSACTION ISOLATION LEVEL {isolation.upper()}"))
@@ -135,6 +142,10 @@ class DjangoDatabase(LentDatabase):
                         yield opened
                     finally:
                         opened.is_open = False
+        except BaseException as error:
+            if committed:
+                error.fate = "committed"  # type: ignore[attr-defined] # a hook has raised it: nothing is to be done again
+            raise
         finally:
             if opened is not None and opened.is_abandoned:
                 connection.close()

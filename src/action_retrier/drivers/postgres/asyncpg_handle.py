@@ -85,6 +85,7 @@ class AsyncpgHandle(PostgresHandle):
         except (asyncpg.PostgresError, ConnectionError) as error:
             # It bears its SQLSTATE as psycopg's errors do.
             ours = explain(cast("psycopg.Error", error), self._target) if hasattr(error, "sqlstate") else None
+            self.refuse_read_only(error)
             if ours is None and not isinstance(error, ConnectionError):
                 raise
             raise ours or self._unavailable(error) from error

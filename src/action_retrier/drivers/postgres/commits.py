@@ -24,9 +24,12 @@ from .urls import Target
 
 # Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
 _PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout ="
-# What user code has set on the session was its own. In a transaction before ours, or else
+_RESET_SETTINGS: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
+# What user code has set on the session, or left in it, was its own. In a transaction before ours, or else
 # default_transaction_read_only, for one, would still count for ours.
-_RESET: Final = "BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; COMMIT"
+_RESET: Final = (
+    f"BEGIN; {_RESET_SETTINGS}; CLOSE ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT"
+)
 _MARK: Final = (
     "SELECT CAST(pg_catalog.pg_current_xact_id() AS text),"
     " CAST(pg_catalog.pg_postmaster_start_time() AS text),"
@@ -74,6 +77,11 @@ class CommitInDoubt(Exception):
             problem=f"{self}, and whether that happened is not known",
             remedy="look whether it did before you do it again",
         )
+
+
+def settings_as_begun(idle_s: float) -> str:
+    """Return what takes back, within a transaction, what user code has set in it."""
+    return f"{_RESET_SETTINGS}; {_PROTECT} {round(idle_s * 1000)}"
 
 
 def can_mark(connection: psycopg.Connection[Any]) -> bool:

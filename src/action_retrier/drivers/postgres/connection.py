@@ -101,6 +101,7 @@ def options(target: Target) -> dict[str, Any]:
     }
     named = psycopg.conninfo.conninfo_to_dict(target.conninfo)
     found = {name: value for name, value in found.items() if name not in named}
+    found["client_encoding"] = "utf8"  # whatever the environment says: JSON is
     if not target.direct:
         found["prepare_threshold"] = None  # a pooler hands each transaction to another session
     return found
@@ -109,7 +110,16 @@ def options(target: Target) -> dict[str, Any]:
 def connect(target: Target) -> psycopg.Connection[dict[str, Any]]:
     """Open a connection of ours. Raises `DatabaseUnavailable`."""
     with translated(target):
-        return psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
+        connection = psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in {"UTF8", None}:
+        connection.close()
+        raise DatabaseUnavailable(
+            problem=f"{target.location}: its encoding is {encoding}, which cannot store all that JSON can carry",
+            remedy="use a database that was created with ENCODING 'UTF8'",
+        )
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # of its blocks, whatever the role's default is
+    return connection
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

@@ -138,9 +138,10 @@ class PostgresDatabase:
 
     def _set_up(self) -> None:
         with translated(self._target), contextlib.closing(connect(self._target)) as connection:
-            if is_pooled(connection):
-                self._target.direct = False
-            version = found_version(connection, self._target.schema)
+            with deadlines.within(CALL_S, connection):
+                if is_pooled(connection):
+                    self._target.direct = False
+                version = found_version(connection, self._target.schema)
             if version < newest_version():
                 if not self._auto_migrate:
                     raise SchemaMismatch(
@@ -148,9 +149,10 @@ class PostgresDatabase:
                         needed=newest_version(),
                         remedy=f"run `action-retrier migrate --database {self.url}`, or leave auto_migrate=True",
                     )
-                migrate(connection, self._target.schema)
-            self._installation = read_meta(connection, self._target.schema, "installation")
-            self._marked = can_mark(connection)
+                migrate(connection, self._target.schema)  # may wait for others, who do it
+            with deadlines.within(CALL_S, connection):
+                self._installation = read_meta(connection, self._target.schema, "installation")
+                self._marked = can_mark(connection)
 
     def close(self) -> None:
         """Let go of every connection and thread."""
@@ -221,7 +223,7 @@ class PostgresDatabase:
                 return await begin_async(connection, isolation, marked=self._marked, idle_s=idle_s)
 
         async with self._pool.begun_async(begin_here) as (connection, mark):
-            transaction = PostgresTransaction(connection, self._target, self._now_us)
+            transaction = PostgresTransaction(connection, self._target, self._now_us, idle_s=idle_s)
             try:
                 yield transaction
             except BaseException:
@@ -261,7 +263,11 @@ class PostgresDatabase:
 
         with self._pool.begun(begin_here) as (connection, mark):
             transaction = PostgresTransaction(
-                connection, self._target, self._now_us, call_s=LOCKED_CALL_S if lock_timeout else CALL_S
+                connection,
+                self._target,
+                self._now_us,
+                call_s=LOCKED_CALL_S if lock_timeout else CALL_S,
+                idle_s=idle_s,
             )
             try:
                 yield transaction

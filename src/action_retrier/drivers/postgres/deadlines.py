@@ -14,12 +14,10 @@ import psycopg
 
 
 class _Watch:
-    __slots__ = ("connection", "ended", "expired")
+    __slots__ = ("connection",)
 
     def __init__(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
-        self.connection = connection
-        self.ended = False
-        self.expired = False
+        self.connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None = connection
 
 
 class Deadlines:
@@ -32,11 +30,14 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Watch nothing; also in a forked child, whose parent's connections are the parent's to cut."""
         self._watches: list[tuple[float, int, _Watch]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
 
     @contextlib.contextmanager
     def within(
@@ -47,8 +48,7 @@ class Deadlines:
         with self._changed:
             first = not self._watches or self._watches[0][0] > time.monotonic() + seconds
             heapq.heappush(self._watches, (time.monotonic() + seconds, next(self._order), watch))
-            if self._thread is None or self._pid != os.getpid():
-                self._pid = os.getpid()
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="action-retrier-deadlines", daemon=True)
                 self._thread.start()
             elif first:
@@ -57,15 +57,16 @@ class Deadlines:
             yield
         finally:
             with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
-                watch.ended = True
+                watch.connection = None  # it must not be kept open by whoever has forgotten it
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._watches and (self._watches[0][2].ended or self._watches[0][0] <= time.monotonic()):
+                while self._watches and (
+                    self._watches[0][2].connection is None or self._watches[0][0] <= time.monotonic()
+                ):
                     _, _, watch = heapq.heappop(self._watches)
-                    if not watch.ended:
-                        watch.expired = True
+                    if watch.connection is not None:
                         cut(watch.connection)
                 wait_s = self._watches[0][0] - time.monotonic() if self._watches else None
                 self._changed.wait(wait_s)
@@ -83,3 +84,4 @@ def cut(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") ->
 
 deadlines = Deadlines()
 """The one of this process."""
+os.register_at_fork(after_in_child=deadlines.begin)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import psycopg
 
 from ...errors import DatabaseUnavailable
-from .connection import connect, is_pooled, translated
+from .connection import CALL_S, connect, is_pooled, translated
+from .deadlines import deadlines
 from .schema import found_version, newest_version
 from .urls import Target
 
@@ -34,7 +35,11 @@ SELECT pg_catalog.pg_is_in_recovery() AS is_standby,
 def diagnose(target: Target) -> list[Check]:
     """Check the database that *target* leads to."""
     try:
-        with contextlib.closing(connect(target)) as connection:
+        with (
+            translated(target),
+            contextlib.closing(connect(target)) as connection,
+            deadlines.within(CALL_S, connection),
+        ):
             return [*_of_server(connection, target), *_of_schema(connection, target)]
     except DatabaseUnavailable as error:
         return [("server", "error", str(error))]

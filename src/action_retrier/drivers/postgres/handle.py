@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import psycopg
@@ -11,7 +11,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import dict_row
 
 from ..._statements import Op, Rows, Statement
-from ...errors import InvalidContext
+from ...errors import DatabaseUnavailable, InvalidContext
 from .. import Colour
 from ..handle import Control, Handle, libraries
 from .connection import AnyConnection, AsyncCursor, Cursor, given, query, translated
@@ -61,16 +61,37 @@ class PostgresHandle(Handle):
         if self.raw not in _known:
             await asyncio.to_thread(self.open)
 
-    def translated(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
         """Turn what the server says of itself into `DatabaseUnavailable`."""
-        return translated(self._target)
+        try:
+            with translated(self._target):
+                yield
+        except DatabaseUnavailable as error:
+            self.refuse_read_only(error.__cause__)
+            raise
+
+    @staticmethod
+    def refuse_read_only(error: BaseException | None) -> None:
+        """Raise `InvalidContext` if *error* speaks of the user's transaction."""
+        if getattr(error, "sqlstate", None) == "25006":
+            raise InvalidContext(
+                problem="ctx holds a transaction that is read-only",
+                remedy="begin one that may write; if the server is a standby, connect to the primary",
+            ) from error
 
     def begin(self) -> Op[None]:
         """Check once for each connection that it leads to our database: that does not change."""
         if _known.get(self.raw) == self._home.installation:
             return
         found = None
-        if (yield Statement("select_table", {"name": f"{self._target.schema}.meta"}))[0]["is_there"]:
+        (table,) = yield Statement("select_table", {"name": f"{self._target.schema}.meta"})
+        if table["is_there"] and not table["is_readable"]:
+            raise InvalidContext(
+                problem=f"ctx is a connection whose role may not read the schema {self._target.schema}",
+                remedy="grant it USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables",
+            )
+        if table["is_there"]:
             found = (yield Statement("select_installation"))[0]["installation"]
         if found != self._home.installation:
             what = "in which this app has no tables" if found is None else "other than the app's"
@@ -101,10 +122,25 @@ class PsycopgHandle(PostgresHandle):
         self.colours = frozenset({colour})
         self._check()
 
+    def begin(self) -> Op[None]:
+        """Check what it is, now that it is our turn, and where it leads."""
+        self._check_state()
+        yield from super().begin()
+
     def _check(self) -> None:
-        connection, kind = self._connection, type(self._connection).__name__
-        if connection.closed:
+        if self._connection.closed:
+            kind = type(self._connection).__name__
             raise InvalidContext(problem=f"ctx is a psycopg {kind} that is closed", remedy="pass one that is open")
+        if not self.is_shared:
+            self._check_state()
+
+    def _check_state(self) -> None:
+        connection, kind = self._connection, type(self._connection).__name__
+        if connection.info.encoding != "utf-8":
+            raise InvalidContext(
+                problem=f"ctx is a psycopg {kind} whose client_encoding is not UTF8 ({connection.info.encoding})",
+                remedy="leave client_encoding at UTF8: JSON is stored through it",
+            )
         if connection.pgconn.pipeline_status != PipelineStatus.OFF:
             raise InvalidContext(
                 problem=f"ctx is a psycopg {kind} in pipeline mode",
@@ -120,6 +156,12 @@ class PsycopgHandle(PostgresHandle):
                     problem=f"ctx is a psycopg {kind} that is busy with another statement",
                     remedy="await that one first; a connection runs one statement at a time",
                 )
+        if self._writes and self._target.notify and connection._tpc is not None:  # noqa: SLF001 - nothing else tells
+            raise InvalidContext(
+                problem=f"ctx is a psycopg {kind} in a two-phase transaction, which PostgreSQL does not prepare once "
+                "it has notified a worker",
+                remedy="use an ordinary transaction, or ?notify=false in the URLs of all that use the database",
+            )
         if self._writes and connection.autocommit and not self.in_transaction:
             raise InvalidContext(
                 problem=f"ctx is a psycopg {kind} in autocommit mode with no transaction open",

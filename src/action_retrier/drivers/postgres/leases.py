@@ -53,8 +53,8 @@ class PostgresLeases:
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it
-        with self._line.connection() as connection:
-            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.is_direct)})
+        with self._line.connection() as connection, connection.transaction():
+            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
             rows = execute(connection, statement, self._target.schema, None)
         if not rows:
             return False
@@ -124,15 +124,15 @@ class PostgresLeases:
         return [row["id"] for row in await self._look(workers) if (row["silent_for"] or LEASE_US + 1) > LEASE_US]
 
     @staticmethod
-    def _looking(workers: Iterable[str]) -> Statement:
+    def _looking(workers: Iterable[str], *, stands_alone: bool = False) -> Statement:
         given = []
         for worker in workers:
             key = lock_key(worker) & 0xFFFF_FFFF_FFFF_FFFF
             given.append({"id": worker, "high": key >> 32, "low": key & 0xFFFF_FFFF})
-        return Statement("select_leases", {"workers": json.dumps(given)})
+        return Statement("select_leases", {"workers": json.dumps(given)}, stands_alone=stands_alone)
 
     async def _look(self, workers: Iterable[str]) -> Rows:
-        statement = self._looking(workers)
+        statement = self._looking(workers, stands_alone=True)
 
         def look() -> Op[Rows]:
             return (yield statement)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import select
+import selectors
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +18,7 @@ from .urls import Target
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_RETAKE_S = 0.2  # well within the second after which a free lock means a death
 
 
 class Line:
@@ -40,6 +41,7 @@ class Line:
         self._lock = threading.RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._locks: set[int] = set()
+        self._held: set[int] = set()
         self._was_open = False
         self._reopened_at_us: int | None = None
         self.is_listening = False
@@ -75,9 +77,14 @@ class Line:
         """Hold it no longer."""
         with self._lock:
             self._locks.discard(key)
+            self._held.discard(key)
             if self._connection is not None and self.is_direct:
                 with contextlib.suppress(DatabaseUnavailable), self.connection() as connection:
                     connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+    def holds(self, key: int) -> bool:
+        """Tell whether a lock is ours now: a session before this one may have it still."""
+        return key in self._held
 
     def listen(self) -> None:
         """Hear notifications from now on."""
@@ -105,6 +112,8 @@ class Line:
 
     def _open(self) -> psycopg.Connection[Any]:
         connection = connect(self._target)
+        connection.add_notify_handler(lambda _: self._heard())  # what comes with the answer to something else
+        self._held.clear()
         try:
             with translated(self._target), deadlines.within(CALL_S, connection):
                 for key in self._locks:
@@ -121,10 +130,12 @@ class Line:
         return connection
 
     def _take(self, connection: psycopg.Connection[Any], key: int) -> None:
-        if self.is_direct:
+        if self.is_direct and key not in self._held:
             # Nobody else takes it: ids are unique. A session of ours that the server has not given up yet may
-            # still hold it, which is as good as long as it lasts; afterwards the time stamp speaks for us.
-            connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+            # still hold it, which is as good as long as it lasts: whoever watches takes it then.
+            (row,) = connection.execute("SELECT pg_try_advisory_lock(%s) AS is_ours", (key,)).fetchall()
+            if row["is_ours"]:
+                self._held.add(key)
 
     def _listen_on(self, connection: psycopg.Connection[Any]) -> None:
         connection.execute(f'LISTEN "{channel(self._target.schema)}"'.encode())
@@ -134,6 +145,7 @@ class Line:
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 connection.close()
+            self._poke()  # whoever waits for a socket does not hear that it was closed
 
     # Watching.
 
@@ -153,8 +165,9 @@ class Line:
             with self._lock:
                 connection = self._connection
                 socket = None if connection is None or connection.closed else connection.pgconn.socket
+                limit_s = _RETAKE_S if self._locks - self._held else None
             if socket is not None:
-                self._wait_for(socket)
+                self._wait_for(socket, limit_s)
             if self._stopping.is_set():
                 return
             try:
@@ -165,9 +178,12 @@ class Line:
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def _wait_for(self, socket: int) -> None:
+    def _wait_for(self, socket: int, limit_s: float | None) -> None:
         try:
-            ready, _, _ = select.select([self._wake_read, socket], [], [])
+            with selectors.DefaultSelector() as selector:  # select() refuses descriptors from 1024 on
+                selector.register(socket, selectors.EVENT_READ)
+                selector.register(self._wake_read, selectors.EVENT_READ)
+                ready = {key.fd for key, _ in selector.select(limit_s)}
         except (OSError, ValueError):
             return  # it was closed meanwhile
         if self._wake_read in ready:
@@ -182,10 +198,21 @@ class Line:
                 return
             if self._connection is not seen:
                 return
-            with self.connection() as connection:
-                found = list(connection.notifies(timeout=0))
-        if found:
-            self._heard()
+            if self._locks - self._held:
+                with self.connection() as connection:
+                    for key in self._locks:
+                        self._take(connection, key)
+            try:
+                # libpq's own, which never waits: psycopg's way takes longer than the rest of a wake-up.
+                with translated(self._target):
+                    seen.pgconn.consume_input()
+            except DatabaseUnavailable:
+                self._drop()
+                raise
+            if seen.pgconn.notifies():
+                self._heard()
+                while seen.pgconn.notifies():
+                    pass
 
     def close(self) -> None:
         """Let go of the connection."""

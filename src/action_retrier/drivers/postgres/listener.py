@@ -29,6 +29,7 @@ class PostgresSubscription:
         self._busy_until_s = 0.0
         self._heard: list[float] = []
         self.active = False
+        self.was_told = False
 
     def call(self) -> None:
         """Pass on that something has been committed."""
@@ -39,6 +40,7 @@ class PostgresSubscription:
         now = time.monotonic()
         self._heard = [*(at for at in self._heard[-_MOST_PER_S:] if now - at < 1), now]
         if self.active:
+            self.was_told = True
             self._call()
 
     async def tune(self, worker: str, *, busy: bool) -> float | None:
@@ -92,7 +94,7 @@ class Listener:
         """Tell other processes whether *worker* wants to hear of what they start."""
 
         def publish() -> Op[None]:
-            yield Statement("publish_worker", {"id": worker, "is_idle": int(is_idle)})
+            yield Statement("publish_worker", {"id": worker, "is_idle": int(is_idle)}, stands_alone=True)
 
         await self._write(publish)
 

@@ -73,7 +73,7 @@ class Pool:
         self, begin: Callable[[AsyncUserConnection], Awaitable[T]]
     ) -> AsyncIterator[tuple[AsyncUserConnection, T]]:
         """Lend a connection of this event loop on which *begin* has begun a transaction; else as `begun`."""
-        idle = self._idle_of_loop.setdefault(asyncio.get_running_loop(), [])
+        idle = self._idle_here()
         connection, begun = await self._begin_async(idle, begin)
         try:
             yield connection, begun
@@ -82,6 +82,16 @@ class Pool:
                 idle.append(connection)
             else:
                 _discard(connection)
+
+    def _idle_here(self) -> list[AsyncUserConnection]:
+        """Return the idle connections of this event loop; close those of loops that are no more."""
+        with self._lock:
+            closed = [loop for loop in self._idle_of_loop if loop.is_closed()]
+            left = [one for loop in closed for one in self._idle_of_loop.pop(loop, [])]
+            idle = self._idle_of_loop.setdefault(asyncio.get_running_loop(), [])
+        for one in left:
+            _discard(one)
+        return idle
 
     async def _begin_async(
         self, idle: list[AsyncUserConnection], begin: Callable[[AsyncUserConnection], Awaitable[T]]
@@ -100,12 +110,12 @@ class Pool:
         """Close what is idle."""
         with self._lock:
             idle, self._idle = self._idle, []
+            theirs = [one for ones in self._idle_of_loop.values() for one in ones]
+            self._idle_of_loop.clear()
         for connection in idle:
             _discard(connection)
-        for theirs in self._idle_of_loop.values():
-            for one in theirs:
-                _discard(one)
-        self._idle_of_loop.clear()
+        for one in theirs:
+            _discard(one)
 
 
 def _discard(connection: UserConnection | AsyncUserConnection) -> None:

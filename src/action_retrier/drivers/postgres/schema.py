@@ -59,7 +59,8 @@ def found_version(connection: psycopg.Connection[Any], schema: str) -> int:
 def migrate(connection: psycopg.Connection[Any], schema: str) -> None:
     """Bring the schema up to date, a transaction a migration; others wait their turn."""
     while True:
-        connection.execute("BEGIN")
+        # Whatever the role's default is: a snapshot from before the lock would not show what others have made.
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             # Ends with the transaction, so that it works behind a pooler too, and with its holder.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))

@@ -1,14 +1,17 @@
 """A transaction of ours that user code may hold."""
 
+import asyncio
 import contextlib
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
-from .. import LENT, Colour
+from .. import IDLE_S, LENT, Colour
+from .commits import settings_as_begun
 from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
@@ -37,12 +40,17 @@ class PostgresTransaction:
         now_us: Callable[[], int | None],
         *,
         call_s: float = CALL_S,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._connection = connection
         self._target = target
         self._now_us = now_us
         self._call_s = call_s
+        self._idle_s = idle_s
+        self._has_served = False
         self._twin: BlockingTwin | None = None
+        # User code's tasks, or threads, share it; what undoes the one's call must not undo the other's.
+        self._turn, self._sync_turn = asyncio.Lock(), threading.Lock()
         self.is_open = True
 
     threads = None  # user code may run in any
@@ -70,6 +78,12 @@ class PostgresTransaction:
         """Take back what user code before has set on the connection, in this transaction or an earlier one."""
         self._connection.settle()
         self._twin = None
+
+    def _savepoint(self) -> str:
+        """Return what makes a savepoint; what user code before has set in this transaction must not count in it."""
+        has_served, self._has_served = self._has_served, False
+        before = f"{settings_as_begun(self._idle_s)}; " if has_served else ""
+        return f"{before}SAVEPOINT {_SAVEPOINT}"
 
     @contextlib.contextmanager
     def _our_call(self) -> Iterator[None]:
@@ -105,7 +119,7 @@ class PostgresTransaction:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        async with self.savepoint():
+        async with self._turn, self.savepoint():
             return await adrive(op, self._execute)
 
     async def _execute(self, statement: Statement) -> Rows:
@@ -116,7 +130,7 @@ class PostgresTransaction:
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        await self._tell(f"SAVEPOINT {_SAVEPOINT}")
+        await self._tell(self._savepoint())
         try:
             yield
         except BaseException:
@@ -140,12 +154,13 @@ class PostgresTransaction:
         if self.is_open:
             with _smuggled():
                 await self._tell(f"RELEASE {_MARK}")
+            self._has_served = True
 
     # Blocking.
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        with self.savepoint_sync():
+        with self._sync_turn, self.savepoint_sync():
             return drive(op, self.execute_sync)
 
     def execute_sync(self, statement: Statement) -> Rows:
@@ -156,7 +171,7 @@ class PostgresTransaction:
     @contextlib.contextmanager
     def savepoint_sync(self) -> Iterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        self._tell_sync(f"SAVEPOINT {_SAVEPOINT}")
+        self._tell_sync(self._savepoint())
         try:
             yield
         except BaseException:
@@ -179,6 +194,7 @@ class PostgresTransaction:
         if self.is_open:
             with _smuggled():
                 self._tell_sync(f"RELEASE {_MARK}")
+            self._has_served = True
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ _PATIENCE = 50  # wait a fiftieth of the time for which nothing has happened
 class SqliteSubscription:
     """A wish to hear of commits."""
 
+    was_told = False  # a commit shows here, and not what it was
+
     def __init__(self, changes: "SqliteChanges", call: Callable[[], None]) -> None:
         self.call = call
         self._changes = changes

@@ -187,6 +187,14 @@ class ConnectionHandle(SqliteHandle):
         """The connection."""
         return self._connection
 
+    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Wait for nobody: no call of another task comes in between."""
+        return contextlib.nullcontext()
+
+    def turn_sync(self) -> contextlib.AbstractContextManager[object]:
+        """Wait for nobody: threads that share one have to see to that themselves, as Python's documentation says."""
+        return contextlib.nullcontext()
+
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
