@@ -1,6 +1,7 @@
 """Transactions on PostgreSQL: rows that somebody else holds, sessions that die, servers that do not answer."""
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -315,6 +316,30 @@ def test_a_claim_that_got_no_answer_is_done_again(store: Store, exchanges: Excha
 
     assert [row["id"] for row in claimed.runs] == [second]
     assert {(run_id, 1) for run_id in [*first, second]} == store.read(owned_by, worker.id).attempts
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often a worker tries meanwhile: twenty of them would fill the log when it matters."""
+    run_id = store.start()
+    connect, tries = session.connect, []
+
+    def refused(target: Any) -> Any:
+        tries.append(1)
+        if len(tries) < 4:
+            raise DatabaseUnavailable(problem="refused", remedy="") from psycopg.OperationalError("refused")
+        return connect(target)
+
+    end_sessions(store)
+    monkeypatch.setattr(session, "connect", refused)
+    with caplog.at_level(logging.INFO, logger="action_retrier"):
+        assert store.status(run_id) == InProgress()
+
+    assert len(tries) == 4
+    told = [record for record in caplog.records if record.module == "session"]
+    assert [record.levelname for record in told] == ["WARNING", "INFO"]
+    assert "answers again" in told[-1].getMessage()
 
 
 def test_a_users_transaction_whose_session_is_lost_says_so(store: Store) -> None:

@@ -22,6 +22,8 @@ from .urls import Target
 
 _SHORTEST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_TOLD_EACH_S = 30.0
+"""How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each
 # statement names the index that it walks by its conditions, however the rows are distributed.
 _SETTINGS = "SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed'"
@@ -61,6 +63,8 @@ class Session(Jobs):
         self._committed = committed
         self._connection: psycopg.Connection[Any] | None = None
         self._pause_s = _SHORTEST_PAUSE_S
+        self._fails_since_s: float | None = None
+        self._told_s = 0.0
         self._rng = random.Random()  # noqa: S311 - spreads reconnections
         self.start()
 
@@ -142,6 +146,10 @@ class Session(Jobs):
 
     def _succeed(self, jobs: list[Job]) -> None:
         self._pause_s = _SHORTEST_PAUSE_S
+        if self._fails_since_s is not None:
+            lasted_s = time.monotonic() - self._fails_since_s
+            logger.info("%s answers again, after %.1f s", self._location, lasted_s)
+            self._fails_since_s = None
         if jobs:
             self._committed()
         deliver(jobs)
@@ -175,7 +183,10 @@ class Session(Jobs):
             self._queue.extendleft(reversed(again))
         self._end([job for job in jobs if job not in again], error)
         if again:
-            logger.warning("%s; trying again", error.problem)
+            if self._fails_since_s is None or now_s - self._told_s >= _TOLD_EACH_S:
+                logger.warning("%s; trying again", error.problem)
+                self._told_s = now_s
+            self._fails_since_s = self._fails_since_s or now_s
             self._pause()
 
     def _pause(self) -> None:
