@@ -174,6 +174,7 @@ class Claiming:
             self.is_under_way = False
         if claimed.suspects:
             self._loop.call_later(PROBATION_S, self._wake.set)
+        await asyncio.sleep(0)  # they begin first; the next question wakes a thread that competes for the interpreter
         count = len(claimed.runs) + len(claimed.suspects)
         self._backlog = count >= free
         return count > 0
