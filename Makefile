@@ -42,12 +42,16 @@ hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, a
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \
 		tests/crash/test_deaths_and_clocks_postgres.py $(TEST_ARGS)
 
+# Of the facade's tests those that are about transactions and handles; TEST_ARGS=tests/facade adds the others.
+POOLED_TESTS := tests/conformance tests/races tests/properties tests/crash $(addprefix tests/facade/test_, \
+	accidents.py app.py callbacks.py cancel.py every_handle.py handles_through_pgbouncer.py retry_cleanup.py)
+
 # Four processes, since many of these tests wait for a lease to end: nothing else tells a death behind a pooler.
 pgbouncer: $(VENV)/.dev ## Run what runs on every database through PgBouncer, if there is one
 	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 4 -m "not slow and not storm" -k pgbouncer \
-		tests/conformance tests/races tests/properties tests/facade tests/crash $(TEST_ARGS)
+		$(POOLED_TESTS) $(TEST_ARGS)
 
-pgstorm: $(VENV)/.dev ## Kill workers behind PgBouncer, and run the slow tests there: minutes
+pgstorm: $(VENV)/.dev ## Kill and crowd workers behind PgBouncer, and run the slow tests: minutes
 	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -m "slow or storm" -k pgbouncer tests/crash $(TEST_ARGS)
 
 check: lint types layers examples docs ## Check everything else that CI checks

@@ -80,11 +80,13 @@ def hammer(scene, capsys, *, seconds, starters, owners, worst_start_s):
     assert max(worst_s["start"], worst_s["read"]) <= worst_start_s
 
 
+@pytest.mark.storm
 def test_sixteen_processes_that_write_through_their_apps_get_their_turns(scene, capsys):
     """They queue on the gate, so that nobody waits for long."""
     hammer(scene, capsys, seconds=4, starters=12, owners=0, worst_start_s=GATED_S)
 
 
+@pytest.mark.storm
 def test_sixteen_processes_on_one_database_get_their_turns(scene, capsys):
     hammer(scene, capsys, seconds=6, starters=6, owners=6, worst_start_s=BESIDE_OTHERS_S)
 
