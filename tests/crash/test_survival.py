@@ -189,7 +189,7 @@ def test_a_worker_that_is_told_to_stop_lets_what_has_begun_end(scene):
         scene.wait_for_executions(run_id, 1)
 
     worker.signal(signal.SIGTERM)
-    worker.wait_for_log("stops:")
+    worker.wait_for_log(" stops; ")
     scene.start(call("return"))
     scene.release()
     assert worker.wait() == 0
@@ -241,7 +241,7 @@ def test_a_second_signal_ends_the_grace_time(scene):
     scene.wait_for_executions(run_id, 1)
 
     worker.signal(signal.SIGTERM)
-    worker.wait_for_log("stops:")
+    worker.wait_for_log(" stops; ")
     assert worker.is_running
     worker.signal(signal.SIGTERM)
     assert worker.wait(10) == 0
