@@ -64,6 +64,8 @@ class Starter:
 def test_a_lost_primary_loses_no_acknowledged_run(scene, cluster, capsys):
     scene.prepare()
     workers = [scene.worker("--concurrency", 10) for _ in range(WORKERS)]
+    for worker in workers:
+        worker.wait_for("worker")  # one that finds no database when it starts ends, for its supervisor to see
     starters = [Starter(scene) for _ in range(STARTERS)]
 
     def acknowledged(since_us=0):

@@ -34,7 +34,7 @@ def test_a_storm_over_workers_and_server_loses_nothing(server, scene, capsys):
     with capsys.disabled():
         print(f"\nPostgreSQL {server.version}, {result.table()}")
         print(f"  live workers taken for dead {logs.count('was taken for dead'):3}")
-    assert len(result.stories) == RUNS
+    assert len(result.stories) == RUNS + CRASHES
     assert {story.row["state"] for story in result.stories.values()} == {"succeeded"}
     assert len(result.resumptions_s) == CRASHES
     assert max(result.resumptions_s) <= RESUMED_WITHIN_S

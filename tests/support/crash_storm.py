@@ -83,7 +83,7 @@ def storm(
     scene: Scene, *, runs: int, kills: int, crashes: int = 0, crash: Callable[[], Any] | None = None, within_s: float
 ) -> Storm:
     """
-    Start runs, kill workers that execute some, and let the server crash between.
+    Start runs, kill workers that execute some, and let the server crash between; each crash adds a run.
 
     Args:
         crash: Kills the server, and returns when it accepts connections again.
@@ -110,6 +110,7 @@ def storm(
             accepted_at_us.append(time.monotonic_ns() // 1000)
             result.outages_s.append(time.monotonic() - crashed_at)
             since = accepted_at_us[-1]
+            scene.start(some_call(rng))  # whatever else there is may be waiting for a death to show
             eventually(lambda since=since: any(one.at_us > since for one in scene.lines("begin")), what="work resumed")  # type: ignore[misc]
         victim = rng.choice(eventually(lambda: executing(scene, workers), what="somebody executes something"))
         killed_at_us[victim.pid] = victim.kill()

@@ -61,7 +61,8 @@ def read_log(folder: Path) -> list[Line]:
     if not log.exists():
         return []
     lines = []
-    for text in log.read_text("ascii").splitlines():
+    whole, _, _ = log.read_text("ascii").rpartition("\n")  # a line that is being written may be there in part
+    for text in whole.splitlines():
         event, run_id, attempt, pid, at_us = text.split()
         lines.append(Line(event, run_id, int(attempt), int(pid), int(at_us)))
     return lines
