@@ -67,7 +67,7 @@ async def test_outcomes_that_could_not_be_written_are_written_later(api, full_di
         full_disk.is_full = False
         await worker.until_idle()
         if calls_back:  # which may have met the full disk as well: then it is called again after its backoff
-            await api.eventually(api.notes)
+            await api.eventually(lambda: api.notes() or api.clock.advance(1_000))
         assert await api.status(api.app, run_id) == Completed(Success(7))
         assert (await api.get(api.app, run_id)).attempts[0].number == 1
     assert api.notes() == ([run_id] if calls_back else [])
