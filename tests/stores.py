@@ -616,7 +616,7 @@ class Store:
     def report(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> bool:
         """Settle a claimed attempt and write what follows; tell whether it still owned its run."""
         settled = self.settled(row, worker, outcome, callback)
-        return row["id"] in self.write(apply_moves, [settled]).owned
+        return bool(self.write(apply_moves, [settled]).owned)
 
     def settled(self, row: Any, worker: Claimant, outcome: Outcome, callback: CallbackMark | None = None) -> Settled:
         attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])

@@ -220,9 +220,10 @@ def _describe(run_id: str, name: str, error: BaseException) -> tuple[str, str]:
 
 
 def _fate(report: Report, applied: Applied) -> Fate:
-    if report.run_id in applied.busy:
+    key = report.run_id, report.attempt
+    if key in applied.busy:
         return "busy"
-    return "written" if report.run_id in applied.owned else "superseded"
+    return "written" if key in applied.owned else "superseded"
 
 
 def _tell(report: Report, fate: Fate) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from action_retrier._lifecycle import (
     DeadlinePassed,
+    Failure,
+    Finish,
     NotBegun,
     Outcome,
     Raised,
@@ -146,11 +148,37 @@ def test_reports_of_one_batch_are_judged_one_by_one(store: Store) -> None:
         store.settled(heir_row, zombie, Raised("E", "heir")),
     ]
 
-    assert store.write(apply_moves, moves).owned == {good_id, run_id}
+    assert store.write(apply_moves, moves).owned == {(good_id, 1), (run_id, 2)}
 
     assert store.status(good_id) == Completed(Success("good"))
     assert store.status(run_id) == InProgress()
     assert [(row["number"], row["error_type"]) for row in store.attempts(run_id)] == [(1, "WorkerLost"), (2, "E")]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("stale_first", [True, False])
+def test_a_report_does_not_pass_under_the_fence_of_its_heirs(store: Store, *, stale_first: bool, ends: bool) -> None:
+    """I2: a report whose answer was lost is written again, maybe in one batch with that of the next attempt."""
+    run_id = store.start(max_failures=5, initial_backoff_ms=0)
+    worker = store.worker()
+    first = store.claim_one(worker)
+    assert store.report(first, worker, Raised("First", "1"))
+    second = store.claim_one(worker)
+
+    stale = (
+        Finish(State.FAILED, 1, failure=Failure("Stale", "1")) if ends else Reschedule(1, 1, 0, Failure("Stale", "1"))
+    )
+    heir = Finish(State.FAILED, 2, failure=Failure("Heir", "2")) if ends else Reschedule(2, 2, 0, Failure("Heir", "2"))
+    moves = [
+        Settled(run_id, first["attempt"], worker.id, stale),
+        Settled(run_id, second["attempt"], worker.id, heir),
+    ]
+    applied = store.write(apply_moves, moves if stale_first else moves[::-1])
+
+    assert applied.owned == {(run_id, 2)}
+    row = store.row(run_id)
+    assert (row["failures"], row["error_type"]) == (2, "Heir")
+    assert [(one["number"], one["error_type"]) for one in store.attempts(run_id)] == [(1, "First"), (2, "Heir")]
 
 
 def test_a_report_finishes_the_run(store: Store) -> None:
@@ -400,7 +428,7 @@ def test_a_move_says_what_is_written(store: Store) -> None:
     row = store.claim_one(worker := store.worker())
 
     move = Reschedule(delay_us=123, failures=1, losses=1)
-    assert store.write(apply_moves, [Settled(run_id, row["attempt"], worker.id, move)]).owned == {run_id}
+    assert store.write(apply_moves, [Settled(run_id, row["attempt"], worker.id, move)]).owned == {(run_id, 1)}
 
     stored = store.row(run_id)
     assert (stored["state"], stored["failures"], stored["losses"]) == (State.PENDING, 1, 1)

@@ -65,11 +65,11 @@ def test_a_run_that_somebody_is_canceling_is_busy_and_its_neighbours_are_written
     settled = [store.settled(row, worker, Succeeded("1")) for row in store.claim(worker).runs]
 
     with held(other, lambda: cancel_run(NAMESPACE, run_ids[1]), commit=commit):
-        assert store.write(apply_moves, settled) == ({run_ids[0], run_ids[2]}, {run_ids[1]})
+        assert store.write(apply_moves, settled) == ({(run_ids[0], 1), (run_ids[2], 1)}, {(run_ids[1], 1)})
         assert store.status(run_ids[0]) == Completed(Success(1))
         assert store.status(run_ids[1]) == InProgress()
 
-    assert store.write(apply_moves, settled) == (set() if commit else {run_ids[1]}, set())
+    assert store.write(apply_moves, settled) == (set() if commit else {(run_ids[1], 1)}, set())
     assert store.status(run_ids[1]) == Completed(Canceled() if commit else Success(1))
 
 

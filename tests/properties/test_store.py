@@ -304,7 +304,7 @@ class StoreMachine(RuleBasedStateMachine):
         if calls:
             self.complete_with_callback(row, held, outcome, run if owns else None, callback)
         else:
-            assert (row["id"] in self.store.write(apply_moves, [settled]).owned) is owns
+            assert bool(self.store.write(apply_moves, [settled]).owned) is owns
         if owns:
             assert run is not None
             self.expect_settled(run, outcome, deadline_in)
@@ -316,7 +316,7 @@ class StoreMachine(RuleBasedStateMachine):
         done = self.store.settled(row, held.worker, outcome, CallbackMark("done", tries=1))
         try:
             with self.store.transaction() as transaction:
-                owned = row["id"] in transaction.run(apply_moves, [done]).owned
+                owned = bool(transaction.run(apply_moves, [done]).owned)
                 assert owned is (run is not None)
                 if owned and run is not None:
                     with transaction.user_code():
@@ -328,7 +328,7 @@ class StoreMachine(RuleBasedStateMachine):
                                 transaction.connection.commit()
         except (ZeroDivisionError, RuntimeError):
             late = self.store.settled(row, held.worker, outcome, CallbackMark("pending", 1, 250_000, "E: e"))
-            assert row["id"] in self.store.write(apply_moves, [late]).owned
+            assert self.store.write(apply_moves, [late]).owned
 
     def expect_called(self, run: Run, *, done: bool) -> None:
         if done:

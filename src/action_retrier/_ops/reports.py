@@ -44,9 +44,9 @@ class Settled:
 
 class Applied(NamedTuple):
     """
-    What became of moves, by the ids of their runs.
+    What became of moves, by run id and attempt.
 
-    A run that is in neither belongs to a newer attempt, or was canceled or removed: nothing of its
+    What is in neither is not the run's current attempt any more, or that was canceled or removed: nothing of its
     move was written.
 
     Attributes:
@@ -54,8 +54,8 @@ class Applied(NamedTuple):
         busy: Somebody's open transaction holds the row. Nothing is written: whose it is shows when that has ended.
     """
 
-    owned: set[str]
-    busy: set[str]
+    owned: set[tuple[str, int]]
+    busy: set[tuple[str, int]]
 
 
 def apply_moves(settled: Sequence[Settled]) -> Op[Applied]:
@@ -69,7 +69,8 @@ def apply_moves(settled: Sequence[Settled]) -> Op[Applied]:
         rows += yield Statement("finish_runs", {"moves": _dumps(finishes)})
     if reschedules:
         rows += yield Statement("reschedule_runs", {"moves": _dumps(reschedules)})
-    owned = {row["id"] for row in rows if not row["is_busy"]}
+    # By attempt as well: a batch may hold the report of an attempt beside that of its heir.
+    owned = {(row["id"], row["attempt"]) for row in rows if not row["is_busy"]}
     history = [
         {
             "id": one.run_id,
@@ -81,11 +82,11 @@ def apply_moves(settled: Sequence[Settled]) -> Op[Applied]:
             "delay": one.move.delay_us if isinstance(one.move, Reschedule) else None,
         }
         for one in ordered
-        if one.move.failure is not None and one.run_id in owned
+        if one.move.failure is not None and (one.run_id, one.attempt) in owned
     ]
     if history:
         yield Statement("insert_attempts", {"attempts": _dumps(history)})
-    return Applied(owned, {row["id"] for row in rows if row["is_busy"]})
+    return Applied(owned, {(row["id"], row["attempt"]) for row in rows if row["is_busy"]})
 
 
 def _finish(one: Settled, move: Finish) -> dict[str, object]:

@@ -2,7 +2,7 @@
 -- In:  moves (JSON array of {id, attempt (fencing token), state (terminal), failures, result, error_type, error,
 --      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_traceback, callback_losses,
 --      progress, progress_message}), now (us UTC)
--- Out: id, is_busy (a row that somebody's open transaction holds: nothing was written, try again); a missing id
+-- Out: id, attempt, is_busy (a row that somebody's open transaction holds: nothing was written, try again); a missing id
 --      was not owned any more, which is not an error.
 -- SQLite has one writer, and so nobody who is busy.
 -- In the order of the ids, as they are given, so that no two wait for each other. The state is hidden from the planner:
@@ -16,7 +16,7 @@ WITH clock AS MATERIALIZED (
            callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_traceback text, callback_losses bigint,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT one.id
+    SELECT one.id, moves.attempt
       FROM moves
      CROSS JOIN LATERAL (
            SELECT r.id FROM {schema}.runs AS r
@@ -41,14 +41,14 @@ WITH clock AS MATERIALIZED (
            progress = coalesce(moves.progress, r.progress),
            progress_message = coalesce(moves.progress_message, r.progress_message)
       FROM locked
-      JOIN moves ON moves.id = locked.id
+      JOIN moves ON moves.id = locked.id AND moves.attempt = locked.attempt
      CROSS JOIN clock
      WHERE r.id = locked.id
-    RETURNING r.id
+    RETURNING r.id, r.attempt
 )
-SELECT id, false AS is_busy FROM written
+SELECT id, attempt, false AS is_busy FROM written
  UNION ALL
-SELECT r.id, true
+SELECT r.id, r.attempt, true
   FROM {schema}.runs AS r
   JOIN moves ON r.id = moves.id AND r.attempt = moves.attempt AND r.state || '' = 'running'
  WHERE (SELECT count(*) FROM locked) < (SELECT count(*) FROM moves) -- else there is nobody to look for

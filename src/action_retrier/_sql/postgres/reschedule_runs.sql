@@ -12,7 +12,7 @@ WITH clock AS MATERIALIZED (
            id text, attempt bigint, delay bigint, failures bigint, losses bigint, error_type text, error text,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT one.id
+    SELECT one.id, moves.attempt
       FROM moves
      CROSS JOIN LATERAL (
            SELECT r.id FROM {schema}.runs AS r
@@ -30,14 +30,14 @@ WITH clock AS MATERIALIZED (
            progress = coalesce(moves.progress, r.progress),
            progress_message = coalesce(moves.progress_message, r.progress_message)
       FROM locked
-      JOIN moves ON moves.id = locked.id
+      JOIN moves ON moves.id = locked.id AND moves.attempt = locked.attempt
      CROSS JOIN clock
      WHERE r.id = locked.id
-    RETURNING r.id
+    RETURNING r.id, r.attempt
 )
-SELECT id, false AS is_busy FROM written
+SELECT id, attempt, false AS is_busy FROM written
  UNION ALL
-SELECT r.id, true
+SELECT r.id, r.attempt, true
   FROM {schema}.runs AS r
   JOIN moves ON r.id = moves.id AND r.attempt = moves.attempt AND r.state || '' = 'running'
  WHERE (SELECT count(*) FROM locked) < (SELECT count(*) FROM moves) -- else there is nobody to look for

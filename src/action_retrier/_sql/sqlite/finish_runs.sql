@@ -2,7 +2,7 @@
 -- In:  moves (JSON array of {id, attempt (fencing token), state (terminal), failures, result, error_type, error,
 --      callback (none, pending or done), callback_tries, callback_delay (us), callback_error, callback_traceback, callback_losses,
 --      progress, progress_message}), now (us UTC)
--- Out: id, is_busy (never here: there is one writer); a missing id was not owned any more, which is not an error.
+-- Out: id, attempt, is_busy (never here: there is one writer); a missing id was not owned any more, which is not an error.
 WITH moves AS MATERIALIZED (
     SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.attempt') AS attempt, value AS move
       FROM json_each(CAST(:moves AS TEXT))
@@ -27,4 +27,4 @@ UPDATE action_retrier_runs AS r
        progress_message = coalesce(json_extract(move, '$.progress_message'), progress_message)
   FROM moves
  WHERE r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
-RETURNING id, 0 AS is_busy;
+RETURNING id, attempt, 0 AS is_busy;

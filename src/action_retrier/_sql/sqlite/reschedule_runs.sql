@@ -19,4 +19,4 @@ UPDATE action_retrier_runs AS r
        progress_message = coalesce(json_extract(move, '$.progress_message'), progress_message)
   FROM moves
  WHERE r.id = moves.id AND r.state = 'running' AND r.attempt = moves.attempt
-RETURNING id, 0 AS is_busy;
+RETURNING id, attempt, 0 AS is_busy;
