@@ -34,6 +34,9 @@ demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=po
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
 
+mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
+	$(BIN)/python tools/mutants.py $(MUTANTS)
+
 storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
 	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)

@@ -2,7 +2,7 @@
 Plant one bug at a time in a copy of the source, and see which test notices.
 
 A suite proves something only if it can fail. The bugs of tests/mutants/planted.toml are of the kinds that libraries
-like this one have shipped; all must die, by a test that names the promise. First of all the tests must pass without any.
+like this one have shipped; all must die, by a test that names the promise. First the tests must pass without any.
 """
 
 import argparse
