@@ -111,7 +111,7 @@ def kill(bug: Bug, copy: Path) -> Found:
         change.apply(copy)
     code, told = run_tests(copy, bug.tests)
     found.took_s = time.monotonic() - began
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", told, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", told, re.MULTILINE)
     if code == FAILED and failed is not None:
         found.killed_by = failed[1]
     elif code != 0:
