@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test mutants storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=po
 
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
+
+mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
+	$(BIN)/python tools/mutants.py $(MUTANTS)
 
 storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
 	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
