@@ -1,10 +1,12 @@
 """
 A network between clients and a PostgreSQL server that goes wrong as it is told.
 
-It understands as much of the protocol as it takes to recognise a COMMIT, however it is sent, and the end of its answer.
+It understands as much of the protocol as it takes to recognise a COMMIT, however it is sent, and the end of its answer. A
+statement outside of a transaction commits itself.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -15,6 +17,7 @@ from typing import Self
 _SSL_REQUEST, _GSS_REQUEST = 80_877_103, 80_877_104
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 _CHUNK = 65_536
+_CONTROL = re.compile(rb"\s*(BEGIN|COMMIT|ROLLBACK(?!\s+TO))\b", re.IGNORECASE)
 
 
 class _Framer:
@@ -48,6 +51,7 @@ class _Link:
         for one in (client, self._server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loses = False
+        self._is_begun = False
         self._prepared: dict[bytes, bytes] = {}
         self._said: list[bytes] = []
         """The texts of the statements since the last COMMIT."""
@@ -75,7 +79,7 @@ class _Link:
                 self._proxy.pass_on(self._server, message)
 
     def _commits(self, message: bytes) -> bool:
-        """Note what a message executes, and tell whether that is a COMMIT."""
+        """Note what a message executes, and tell whether that commits."""
         kind, body = message[:1], message[5:]
         match kind:
             case b"Q":
@@ -89,7 +93,11 @@ class _Link:
             case _:
                 return False
         self._said.append(text)
-        return text.lstrip()[:6].upper() == b"COMMIT"
+        control = _CONTROL.match(text)
+        if control is not None:
+            self._is_begun = control[1].upper() == b"BEGIN"
+            return control[1].upper() == b"COMMIT"
+        return not self._is_begun
 
     def _take_said(self) -> bytes:
         said, self._said = b"\n".join(self._said), []
@@ -120,8 +128,8 @@ class Proxy:
     Listens on a port of its own, and passes on what it may.
 
     Attributes:
-        loses: Asked at each COMMIT, with the texts of the statements since the last one, whether its answer gets lost; then the connection
-            is cut.
+        loses: Asked at each COMMIT, and at each statement that commits itself, with the texts of the statements since the last one,
+            whether its answer gets lost; then the connection is cut.
         loses_request: Whether it is the COMMIT itself that gets lost, and not its answer.
         refuses: Whether new connections are closed at once.
         latency_s: How long each message takes.
