@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = ROOT / "tests" / "mutants" / "planted.toml"
 LIMIT_S = 600
-FAILED, INTERRUPTED, NOTHING_RAN = 1, 2, 5
+FAILED, NOTHING_RAN = 1, 5
 """Exit codes of pytest."""
 
 

@@ -67,6 +67,10 @@ class Bench:
                 smuggle(ctx.db)
             self.note(ctx, f"cheat on {context}")
 
+        await self.check_a_cheat(cheat, isolation=isolation)
+
+    async def check_a_cheat(self, cheat: Callable[..., object], *, isolation: Any) -> None:
+        """Have a callback that tries to end the transaction called between honest ones: they are done, and it is pending."""
         self.callback(cheat, isolation=isolation)
         self.callback(lambda ctx, context: self.note(ctx, f"honest {context}"), "honest", isolation=isolation)
         rows = [self.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done", "honest"))]

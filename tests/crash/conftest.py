@@ -15,8 +15,9 @@ from ..support.pgbouncer import POOLED
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from crash_database import CrashDatabase, PostgresDatabase, SqliteDatabase
-from crash_program import set_lease
+from crash_program import Program, set_lease
 from crash_scene import Scene
+from postgres_proxy import Proxy
 
 SHORT_LEASE_S = 2.0
 """Longer than any pause that a busy machine makes."""
@@ -58,3 +59,21 @@ def scene(tmp_path: Path, database: CrashDatabase, monkeypatch: pytest.MonkeyPat
     scene = Scene(tmp_path, database)
     yield scene
     scene.close()
+
+
+@pytest.fixture
+def program(scene: Scene) -> Iterator[Program]:
+    """The program, open in the test's own process."""
+    scene.prepare()
+    program = scene.here()
+    with program.app:
+        yield program
+    program.close()
+
+
+@pytest.fixture
+def proxy(scene: Scene) -> Iterator[Proxy]:
+    """A network before the database, which has what it takes."""
+    scene.prepare()
+    with Proxy(scene.database.url) as proxy:
+        yield proxy

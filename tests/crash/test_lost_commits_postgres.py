@@ -9,13 +9,11 @@ import random
 import threading
 import time
 from collections import Counter
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from crash_processes import eventually
 from crash_program import Program, call
-from postgres_proxy import Proxy
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
@@ -32,25 +30,13 @@ OFTEN = 0.7
 
 
 @pytest.fixture
-def proxy(scene):
-    scene.prepare()
-    with Proxy(urlsplit(scene.database.url).port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def program(scene, proxy):
     """A program that reaches the database through the proxy."""
-    program = Program(through(proxy, scene.database.url), scene.folder)
+    program = Program(proxy.url, scene.folder)
     with program.app:
         yield program
         proxy.loses = lambda _: False
     program.close()
-
-
-def through(proxy, url):
-    """Return the URL that leads through the proxy."""
-    return urlsplit(url)._replace(netloc=f"postgres@127.0.0.1:{proxy.port}").geturl()
 
 
 class Losses:
@@ -141,7 +127,7 @@ def test_commits_that_get_lost_duplicate_nothing_and_lose_nothing(scene, proxy, 
 def test_a_users_own_transaction_fails_before_the_user_and_its_run_is_there_once(scene, proxy, program):
     """Nobody but the user can repeat it; with an idempotency key that starts nothing twice."""
     key = {"idempotency_key": "one"}
-    with psycopg.connect(through(proxy, scene.database.url)) as connection:
+    with psycopg.connect(proxy.url) as connection:
         run_ids = program.retrier.run_many(connection, [call("return", **key)])
         proxy.loses = lambda _: True
         with pytest.raises(psycopg.OperationalError):
@@ -149,7 +135,7 @@ def test_a_users_own_transaction_fails_before_the_user_and_its_run_is_there_once
     proxy.loses = lambda _: False
     eventually(lambda: scene.ids() == run_ids)
 
-    with psycopg.connect(through(proxy, scene.database.url)) as connection:
+    with psycopg.connect(proxy.url) as connection:
         again = program.retrier.run_many(connection, [call("return", **key)])
 
     assert again == run_ids
@@ -158,7 +144,7 @@ def test_a_users_own_transaction_fails_before_the_user_and_its_run_is_there_once
 
 
 def test_a_users_own_transaction_whose_commit_never_arrived_leaves_nothing(scene, proxy, program):
-    with psycopg.connect(through(proxy, scene.database.url)) as connection:
+    with psycopg.connect(proxy.url) as connection:
         program.retrier.run_many(connection, [call("return")])
         proxy.loses = lambda _: True
         proxy.loses_request = True

@@ -38,15 +38,6 @@ def test_a_connection_that_keeps_the_write_lock_for_longer_than_a_lease_kills_no
 
 
 @pytest.fixture
-def program(scene):
-    scene.prepare()
-    program = scene.here()
-    with program.app:
-        yield program
-    program.close()
-
-
-@pytest.fixture
 def connection(scene, program):
     """A connection of the user's own that begins its transactions itself."""
     connection = scene.database.connect(begins_itself=False)

@@ -18,15 +18,6 @@ BAD = ("raises", "breaks a constraint", "commits")
 
 
 @pytest.fixture
-def program(scene):
-    scene.prepare()
-    program = scene.here()
-    with program.app:
-        yield program
-    program.close()
-
-
-@pytest.fixture
 def held(scene, program):
     """A user's own connection, whose transaction stays open."""
     with contextlib.closing(scene.database.connect()) as connection:

@@ -4,14 +4,13 @@ import contextlib
 import json
 import shutil
 import subprocess
-import tempfile
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
+from postgres_cluster import running
 from postgres_server import VERSION, as_nobody, binaries, free_port, own, wait_until
 
 NODES = 3
@@ -180,15 +179,6 @@ class Patroni:
             self._etcd.wait()
 
 
-@contextlib.contextmanager
-def patroni() -> Iterator[Patroni]:
+def patroni() -> contextlib.AbstractContextManager[Patroni]:
     """Run a cluster for as long as the block lasts."""
-    folder = Path(tempfile.mkdtemp(prefix="action-retrier-patroni-"))
-    folder.chmod(0o755)
-    cluster = Patroni(folder)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    return running(Patroni, "patroni")

@@ -3,12 +3,22 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psycopg
 from postgres_server import Server, wait_until
+
+
+class Stoppable(Protocol):
+    """What is started, and stopped."""
+
+    def start(self) -> object:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End everything."""
 
 
 class Cluster(Protocol):
@@ -65,15 +75,23 @@ class Pair:
             server.stop()
 
 
+C = TypeVar("C", bound=Stoppable)
+
+
 @contextlib.contextmanager
-def pair() -> Iterator[Pair]:
-    """Run a primary and its standby for as long as the block lasts."""
-    folder = Path(tempfile.mkdtemp(prefix="action-retrier-pair-"))
+def running(make: Callable[[Path], C], name: str) -> Iterator[C]:
+    """Run what *make* makes in a folder that others may enter, and that is gone after the block."""
+    folder = Path(tempfile.mkdtemp(prefix=f"action-retrier-{name}-"))
     folder.chmod(0o755)
-    servers = Pair(folder)
+    made = make(folder)
     try:
-        servers.start()
-        yield servers
+        made.start()
+        yield made
     finally:
-        servers.stop()
+        made.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pair() -> contextlib.AbstractContextManager[Pair]:
+    """Run a primary and its standby for as long as the block lasts."""
+    return running(Pair, "pair")

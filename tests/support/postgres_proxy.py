@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Self
+from urllib.parse import urlsplit
 
 _SSL_REQUEST, _GSS_REQUEST = 80_877_103, 80_877_104
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
@@ -134,10 +135,13 @@ class Proxy:
         refuses: Whether new connections are closed at once.
         latency_s: How long each message takes.
         lost: How many have been lost.
+        url: The URL that leads through it.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.server = (host, port)
+    def __init__(self, url: str) -> None:
+        """Stand before the server that *url* names."""
+        self._url = urlsplit(url)
+        self.server = (self._url.hostname or "127.0.0.1", self._url.port or 5432)
         self.loses: Callable[[bytes], bool] = lambda _: False
         self.loses_request = False
         self.refuses = False
@@ -149,6 +153,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.port = int(self._listening.getsockname()[1])
+        self.url = self._url._replace(netloc=f"postgres@127.0.0.1:{self.port}").geturl()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
