@@ -34,20 +34,21 @@ CREATE TABLE IF NOT EXISTS crash_history (
     note TEXT           -- of what ends a run, what its status says; of a removal, the arguments that the run had
 );
 """
-_COLUMNS = """
-    run_id, at, old_state, old_attempt, old_failures, old_callback, old_due_at, state, attempt, failures, callback, note
-"""
-_NOTE_CHANGE = f"""
-    INSERT INTO {{schema}}crash_history ({_COLUMNS})
-    VALUES (NEW.id, {{now}}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
+_COLUMNS = (
+    "run_id, at, old_state, old_attempt, old_failures, old_callback, old_due_at,"
+    " state, attempt, failures, callback, note"
+)
+_NOTE_CHANGE = """
+    INSERT INTO {schema}crash_history ({columns})
+    VALUES (NEW.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
             NEW.state, NEW.attempt, NEW.failures, NEW.callback_state,
             CASE NEW.state WHEN 'succeeded' THEN 'success:' || NEW.result
                            WHEN 'failed' THEN 'failed:' || NEW.error_type || ': ' || NEW.error
                            WHEN 'canceled' THEN 'canceled' END);
 """
-_NOTE_REMOVAL = f"""
-    INSERT INTO {{schema}}crash_history ({_COLUMNS})
-    VALUES (OLD.id, {{now}}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
+_NOTE_REMOVAL = """
+    INSERT INTO {schema}crash_history ({columns})
+    VALUES (OLD.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
             'removed', OLD.attempt, OLD.failures, OLD.callback_state, OLD.args);
 """
 _HAS_CHANGED = """
@@ -58,12 +59,14 @@ _SQLITE = {
     "numbered": "",
     "text": "TEXT",
     "schema": "",
+    "columns": _COLUMNS,
     "now": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
 }
 _POSTGRES = {
     "numbered": "GENERATED ALWAYS AS IDENTITY",
     "text": 'TEXT COLLATE "C"',
     "schema": "public.",
+    "columns": _COLUMNS,
     "now": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
 }
 
@@ -105,6 +108,8 @@ class CrashDatabase(Protocol):
     """How a user begins a transaction that writes."""
     given: str
     """What makes a relation ``given (value)`` of a parameter, a JSON array of strings."""
+    history: str
+    """What gives all changes, by run and in order, with ``committed_at`` in microseconds; NULL where nobody knows."""
     death_shows_s: float
     """How soon after a worker's death its runs begin elsewhere: a lock shows it, or its lease runs out."""
     lease_s: float | None
@@ -144,6 +149,7 @@ class SqliteDatabase:
     kind = "sqlite"
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
+    history = "SELECT h.*, NULL AS committed_at FROM crash_history AS h ORDER BY h.run_id, h.number"
     death_shows_s = 2.0
     lease_s = None
 
@@ -208,6 +214,12 @@ class PostgresDatabase:
     kind = "postgres"
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
+    history = """
+        SELECT h.*, CASE current_setting('track_commit_timestamp') WHEN 'on'
+                    THEN CAST(extract(epoch FROM pg_xact_commit_timestamp(h.xmin)) * 1000000 AS bigint) END AS committed_at
+          FROM crash_history AS h
+         ORDER BY h.run_id, h.number
+    """
 
     def __init__(self, url: str, beside: str | None = None, lease_s: float | None = None) -> None:
         """

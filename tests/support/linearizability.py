@@ -130,7 +130,7 @@ class _History:
 
 def _only_looks(operation: Operation, status: str) -> bool:
     """Tell whether an operation that changes nothing is told the truth at a status."""
-    if operation.answer == GONE or status == GONE:
+    if GONE in {operation.answer, status}:
         return operation.answer == status
     match operation.kind, operation.answer:
         case "status", answer:

@@ -29,7 +29,10 @@ TRUE = {
     "of two cancels one did it": ([CANCELED], [told("cancel", "true", 0, 9), told("cancel", "false", 1, 8)]),
     "a cancel that was too late": ([DONE], [told("cancel", "false", 0, 1)]),
     "a cancel without an answer that happened": ([CANCELED], [told("cancel", UNKNOWN, 0)]),
-    "a cancel without an answer that did not": ([DONE], [told("cancel", UNKNOWN, 0), told("status", "success:1", 1, 2)]),
+    "a cancel without an answer that did not": (
+        [DONE],
+        [told("cancel", UNKNOWN, 0), told("status", "success:1", 1, 2)],
+    ),
     "a cancel without an answer may happen much later": (
         [CANCELED],
         [told("cancel", UNKNOWN, 0), told("status", IN_PROGRESS, 5, 6), told("status", "canceled", 7, 8)],
