@@ -104,6 +104,8 @@ class CrashDatabase(Protocol):
     url: str
     """What an App opens it by."""
     kind: str
+    errors: tuple[type[Exception], ...]
+    """What a connection of the user's own raises."""
     begin: str
     """How a user begins a transaction that writes."""
     given: str
@@ -147,6 +149,7 @@ class SqliteDatabase:
     """A file."""
 
     kind = "sqlite"
+    errors = (sqlite3.Error,)
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
     history = "SELECT h.*, NULL AS committed_at FROM crash_history AS h ORDER BY h.run_id, h.number"
@@ -212,6 +215,7 @@ class PostgresDatabase:
     """A database of a server that tests have brought up, or were given."""
 
     kind = "postgres"
+    errors = (psycopg.Error,)
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
     history = """

@@ -143,10 +143,9 @@ def examine(
             broken.append(Broken("illegal", "I6: its start was rolled back"))
         there[_tag(story)] += 1
         broken += _keys(run_id, story, told)
+        operations = told.operations.pop(run_id, [])
         problem = (
-            explain(_steps(story), [_dated(one, clocks_apart_us) for one in told.operations.pop(run_id, ())])
-            if run_id in told.operations
-            else None
+            explain([*_steps(story)], [_dated(one, clocks_apart_us) for one in operations]) if operations else None
         )
         if problem is not None:
             broken.append(Broken("told", problem))

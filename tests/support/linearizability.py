@@ -95,13 +95,16 @@ class _History:
     def _without_what_only_looks(self, taken: int, left: frozenset[int], status: str) -> frozenset[int]:
         """Let operations happen that change nothing and are true now: later they would do no better."""
         while True:
-            now = {n for n in left if _only_looks(self._operations[n], status) and self._may_be_next(n, taken, left)}
+            until = self._until(taken, left)
+            looking = {n for n in left if _only_looks(self._operations[n], status)}
+            now = {n for n in looking if self._operations[n].invoked <= until}
             if not now:
                 return left
             left -= now
 
     def _next(self, taken: int, left: frozenset[int], status: str) -> Iterator[tuple[int, frozenset[int]]]:
         """Return where one can go from here."""
+        until = self._until(taken, left)
         if taken < len(self._steps):
             step = self._steps[taken]
             # Whoever was answered before it could happen must have had his turn.
@@ -112,20 +115,20 @@ class _History:
                     for number in left:
                         operation = self._operations[number]
                         causes = operation.kind == step.kind and operation.answer in {"true", "ok", UNKNOWN}
-                        if causes and operation.invoked <= step.latest and self._may_be_next(number, taken, left):
+                        if causes and operation.invoked <= until:
                             yield taken + 1, left - {number}
         if status == IN_PROGRESS:
             # A run that backs off is made due, which no status shows.
             for number in left:
                 operation = self._operations[number]
-                if (operation.kind, operation.answer) == ("retry", "ok") and self._may_be_next(number, taken, left):
+                if (operation.kind, operation.answer) == ("retry", "ok") and operation.invoked <= until:
                     yield taken, left - {number}
 
-    def _may_be_next(self, number: int, taken: int, left: frozenset[int]) -> bool:
-        """Tell whether nothing that is left was over before the operation was invoked."""
-        invoked = self._operations[number].invoked
-        is_overdue = taken < len(self._steps) and self._steps[taken].latest < invoked
-        return not is_overdue and all(self._operations[other].answered >= invoked for other in left)
+    def _until(self, taken: int, left: frozenset[int]) -> float:
+        """Return when the first of what is left was over: nothing that was invoked after that can be next."""
+        answered = (self._operations[number].answered for number in left)
+        latest = self._steps[taken].latest if taken < len(self._steps) else math.inf
+        return min(answered, default=math.inf) if latest == math.inf else min([latest, *answered])
 
 
 def _only_looks(operation: Operation, status: str) -> bool:
