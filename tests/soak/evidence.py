@@ -1,6 +1,7 @@
 """What a soak shows: what was injected, what was lost, and how fast work went on."""
 
 import bisect
+import heapq
 import statistics
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -27,7 +28,9 @@ PROMISES = {
     "damage": "damage to the database",
     "left": "workers left behind",
 }
-DEATHS = {"kill", "kill at a write", "death of its own"}
+KILLS = {"kill", "kill at a write"}
+SLOWEST = 10
+"""Of so many of the slowest recoveries it is told which they were."""
 
 
 class Evidence:
@@ -52,6 +55,7 @@ class Evidence:
         self._injuries = fleet.injuries
         self._accepting_at_us = injector.accepting_at_us
         self._begun: list[int] = []
+        self._slowest: list[tuple[float, str, int, str]] = []
         self._removed: set[str] = set()
         self._reader = getattr(injector, "reader", None)
 
@@ -84,7 +88,12 @@ class Evidence:
             self.taken_for_dead.append(run_id)
             return
         at, what = after[0] if after else between[-1]
-        self.recoveries_s["kill" if what in DEATHS - {"death of its own"} else what].append((again_at_us - at) / 1e6)
+        what = "SIGKILL" if what in KILLS else what
+        took_s = (again_at_us - at) / 1e6
+        self.recoveries_s[what].append(took_s)
+        heapq.heappush(self._slowest, (took_s, what, pid, run_id))
+        if len(self._slowest) > SLOWEST:
+            heapq.heappop(self._slowest)
 
     def finish(self, scene: Scene) -> None:
         """Compare with what the database and the clients say as a whole."""
@@ -133,13 +142,15 @@ class Evidence:
             "times_s": {name: _times(times) for name, times in self._times().items()},
             "broken": [[name, *one] for name, one in self.broken[:100]],
             "unexpected": self.unexpected,
+            "slowest": sorted(self._slowest, reverse=True),
+            "taken for dead": self.taken_for_dead,
         }
 
     def _work(self) -> dict[str, Any]:
         work: dict[str, Any] = {
             "executions": self.executions,
             "executions lost with their worker": self.lost_attempts,
-            "of these, returned late and refused": self.refused,
+            "of these, had returned, then or later, which counts for nothing": self.refused,
             "most such losses of one run that kills nobody": self.most_losses,
             "executions taken from a worker that nothing had been done to": len(self.taken_for_dead),
             "callbacks": self.effects,

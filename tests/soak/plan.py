@@ -35,7 +35,7 @@ ROUNDS = {
         "stop at once": 1,
         "end sessions": 1,
         "read only": 1,
-        "lose answers": 5,
+        "lose answers": 6,
         "lose commits": 1,
         "partition": 1,
         "delay": 1,

@@ -25,7 +25,7 @@ LEASE_S = 2.0
 LONG_LEASE_S = 10.0
 CONCURRENCY = 20
 GRACE_MS = 1000
-RATE = 160.0
+RATE = 120.0
 """Runs that are started in a second."""
 DRAINS_WITHIN_S = 180.0
 PROGRESS_EVERY_S = 10.0
