@@ -101,6 +101,7 @@ class Reporter:
                 self._unwritten.pop((report.run_id, report.attempt), None)
         if but:
             asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
+        self._changed()
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -115,7 +116,6 @@ class Reporter:
             self._plain_wake.set()
             raise
         self._written(reports, but=busy)
-        self._changed()
 
     def callbacks_are_due(self) -> None:
         """Have pending callbacks claimed and called."""

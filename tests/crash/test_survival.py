@@ -5,6 +5,7 @@ import signal
 import pytest
 from crash_processes import eventually
 from crash_program import call
+from crash_witness import read_log
 
 pytestmark = pytest.mark.crash
 
@@ -62,6 +63,20 @@ def test_another_worker_notices_a_death_in_time(scene):
     scene.wait_until_complete()
     second.stop()
     scene.verdict()
+
+
+def test_a_death_costs_what_was_under_way_and_not_what_waits_for_slow_callbacks(scene, program):
+    """Actions that are quicker than callbacks would end by the hundred, and nobody would know: all lost with the worker."""
+    scene.started += program.start([call("return", context=["take 0.02"]) for _ in range(100)])
+
+    with program.app.worker(concurrency=10):
+        scene.wait_until_complete()
+
+    unknown = most = 0
+    for line in scene.verdict() and read_log(scene.folder):
+        unknown += {"begin": 1, "callback": -1}.get(line.event, 0)
+        most = max(most, unknown)
+    assert most <= 2 * 10
 
 
 # A stopped process.

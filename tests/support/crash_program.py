@@ -153,6 +153,8 @@ class Program:
             LETHAL[step]()
         elif step == "raise":
             raise RuntimeError("told to raise")
+        elif step.startswith("take "):
+            time.sleep(float(step.removeprefix("take ")))
         elif step == "deaf":  # keeps its transaction open
             while not self.released:
                 time.sleep(LOOK_S)
