@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from .storm import RATE, soak
+from .writes import COMPILER, every_write
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -35,6 +36,9 @@ def main() -> int:
     arguments.add_argument("--duration", type=seconds, default=3600.0, help="of all together: 90s, 30m, 1h (default)")
     arguments.add_argument("--seed", type=int, help="repeats what another soak has injected")
     arguments.add_argument("--rate", type=float, default=RATE, help="runs started in a second (default %(default)g)")
+    arguments.add_argument(
+        "--every-write", type=int, default=1, metavar="N", help="of SQLite's crash points try each N-th (0: none)"
+    )
     arguments.add_argument("--json", type=Path, metavar="FILE", help="where the figures go as well")
     arguments.add_argument("--keep", action="store_true", help="keep databases and logs, even if nothing was lost")
     given = arguments.parse_args()
@@ -42,6 +46,15 @@ def main() -> int:
     kinds = ["sqlite", "postgres"] if given.database == "both" else [given.database]
     print(f"seed {seed}; repeat it with SEED={seed}", flush=True)
     all_evidence = []
+    failed = []
+    if "sqlite" in kinds and given.every_write and COMPILER is not None:
+        folder = Path(tempfile.mkdtemp(prefix="action-retrier-soak-writes-"))
+        print(f"each write of a run's life on SQLite: in {folder}", flush=True)
+        writes = every_write(folder, every=given.every_write, say=lambda line: print(line, flush=True))
+        failed = writes.failed
+        print(f"\n{writes.table()}\n", flush=True)
+        if not failed and not given.keep:
+            shutil.rmtree(folder)
     for kind in kinds:
         folder = Path(tempfile.mkdtemp(prefix=f"action-retrier-soak-{kind}-"))
         print(f"{kind}: in {folder}", flush=True)
@@ -55,7 +68,7 @@ def main() -> int:
             shutil.rmtree(folder)
     if given.json is not None:
         given.json.write_text(json.dumps([evidence.as_json() for evidence in all_evidence], indent=2) + "\n")
-    clean = all(evidence.is_clean for evidence in all_evidence)
+    clean = not failed and all(evidence.is_clean for evidence in all_evidence)
     print("nothing was lost" if clean else "NOT CLEAN: see above", flush=True)
     return 0 if clean else 1
 

@@ -42,6 +42,7 @@ class Evidence:
         self.took_s = took_s
         self.injected = Counter(injector.count)
         self.injected["processes that a run or a callback killed"] = fleet.deaths_of_their_own
+        self.injected["processes that found no database when they began"] = fleet.starts_in_vain
         self.unexpected = fleet.unexpected
         self.broken: list[tuple[str, Broken]] = []
         self.runs: Counter[str] = Counter()

@@ -62,7 +62,10 @@ class Injector:
         """Let go of everything."""
 
     def worker(self, fault: Fault) -> Slot | None:
-        """Return the victim once it is at work."""
+        """Return the victim once the fleet is whole, but for what is being done to it."""
+        for slot in self.fleet.workers:
+            if not slot.is_held:
+                self.wait_for(slot)
         return self.wait_for(self.fleet.workers[fault.victim])
 
     def wait_for(self, slot: Slot) -> Slot | None:

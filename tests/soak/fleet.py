@@ -11,6 +11,7 @@ from crash_processes import Process
 
 GIVE_UP_S = 60
 PAUSE_S = 0.02
+_NO_DATABASE = "action_retrier.errors.DatabaseUnavailable: "
 NORMAL = {0, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, 3}
 """How a worker's process may end: told to, or by what a run, or we, did to it. 3 is what `LETHAL` exits with."""
 
@@ -55,6 +56,8 @@ class Fleet:
         self.injuries: dict[int, list[tuple[int, str]]] = defaultdict(list)
         """What was done to a process, by its id: when, and what."""
         self.unexpected: list[str] = []
+        self.starts_in_vain = 0
+        """Processes that ended because the database could not be reached as they began."""
         self.deaths_of_their_own = 0
         """Processes that a run, or a callback, has killed."""
 
@@ -70,10 +73,12 @@ class Fleet:
         process = slot.process
         code = process.wait()
         is_ours = any(what in {"kill", "kill at a write", "terminate"} for _, what in self.injuries[process.pid])
-        if not is_ours and slot in self.workers:
+        if not is_ours and code not in {0, 1} and slot in self.workers:
             self.injuries[process.pid].append((now_us(), "death of its own"))
             self.deaths_of_their_own += 1
-        if code not in NORMAL or (code == 0 and slot.is_wanted and not is_ours):
+        if code == 1 and _NO_DATABASE in process.log.read_text("utf-8", "replace")[-1000:]:
+            self.starts_in_vain += 1
+        elif code not in NORMAL or (code == 0 and slot.is_wanted and not is_ours):
             self.unexpected.append(f"process {process.pid} ended with {code}, see {process.log.name}")
         process.close()
 
