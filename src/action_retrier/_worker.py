@@ -194,9 +194,12 @@ class Worker:
         """Repeat *body*; whatever it raises, the worker lives on."""
         backoff = _SHORTEST_BACKOFF_S
         while True:
+            began_s = self._loop.time()
             try:
                 await body()
             except DatabaseUnavailable as error:
+                if self._loop.time() - began_s > _LONGEST_BACKOFF_S:
+                    backoff = _SHORTEST_BACKOFF_S  # the database has waited for better times already
                 logger.warning("%s: %s; trying again in %.1f s", name, error.problem, backoff)
             except Exception:  # noqa: BLE001 - the loop's boundary: our own bug must not end the worker
                 logger.exception("%s: unexpected error; trying again in %.1f s", name, backoff)

@@ -73,7 +73,7 @@ def test_an_outage_is_told_now_and_then_and_so_is_its_end(
 ) -> None:
     """Twenty workers that write a line each 3 s are hard to read when it matters."""
     monkeypatch.setattr(_leases, "HEARTBEAT_S", 0.0)
-    outage = Outage(12)
+    outage = Outage(61)
     heartbeat = Heartbeat(outage, "w", is_wanted=lambda: True, lost=pytest.fail)  # type: ignore[arg-type]
 
     with caplog.at_level(logging.INFO, logger="action_retrier"):
@@ -82,4 +82,4 @@ def test_an_outage_is_told_now_and_then_and_so_is_its_end(
         heartbeat.stop()
 
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
-    assert caplog.records[-1].getMessage() == "worker w reaches its lease again, after 12 renewals in vain"
+    assert caplog.records[-1].getMessage() == "worker w reaches its lease again, after 61 renewals in vain"
