@@ -41,11 +41,19 @@ from action_retrier.drivers.sqlite import writer
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
 
+
+def _devour() -> None:
+    eaten = []
+    while True:
+        eaten.append(b"x" * 1_000_000)
+
+
 LETHAL: dict[str, Callable[[], object]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(3),
     "abort": os.abort,
     "segfault": lambda: ctypes.string_at(0),
+    "devour": _devour,  # all the memory that there is: under a limit
 }
 """Steps that end the process."""
 
@@ -110,6 +118,8 @@ class Program:
         elif what == "deaf":  # does not react to being stopped
             while not self.released:
                 time.sleep(LOOK_S)
+        elif what == "grip":  # as a badly written extension does, which lets no other thread run
+            ctypes.PyDLL(None).sleep(int(how_long))
         elif what in {"take", "block"}:  # to block, in an async action, is to keep the event loop
             time.sleep(float(how_long))
         else:
