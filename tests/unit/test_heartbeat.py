@@ -2,14 +2,24 @@
 
 import logging
 import threading
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from action_retrier import DatabaseUnavailable, _leases
 from action_retrier._leases import Heartbeat
+from action_retrier.drivers.postgres import leases as postgres_leases
+from action_retrier.drivers.sqlite import leases as sqlite_leases
 
 LIMIT_S = 30
+
+
+@pytest.mark.parametrize("leases", [postgres_leases, sqlite_leases])
+def test_a_lease_outlasts_three_heartbeats(leases: ModuleType) -> None:
+    """One may get lost, and the next one come late; its owner gives it up before others take it."""
+    assert 3 * _leases.HEARTBEAT_S * 1_000_000 <= leases.LEASE_US
+    assert 2 * _leases.HEARTBEAT_S * 1_000_000 <= leases.LEASE_US - leases.MARGIN_US < leases.LEASE_US
 
 
 class Leases:
