@@ -84,6 +84,11 @@ class SqliteDatabase:
         assert self._installation is not None
         return self._installation
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened in this process, and not been closed since."""
+        return self._pid == os.getpid()
+
     def exists(self) -> bool:
         """Tell whether there is such a file, without making one."""
         return self._path.exists()
