@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test mutants storm soak hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,14 @@ mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minut
 storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
 	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
+
+# Both databases, unless one is named.
+SOAKED := $(if $(filter file,$(origin DATABASE)),both,$(DATABASE))
+DURATION ?= 1h
+SOAK_ARGS ?=
+
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7)
+	$(BIN)/python -m tests.soak --database $(SOAKED) --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \
