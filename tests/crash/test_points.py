@@ -47,30 +47,25 @@ OVER = {"losses": 0}
 """It is safe: nothing is done again."""
 
 PLAIN = [
-    Case("register.before_statement", **FREE),
+    Case("register.before", **FREE),
     Case("register.before_commit", **FREE),
     Case("register.after_commit", **FREE),
-    Case("acquire.before", **FREE),
-    Case("acquire.after", **FREE),
-    Case("claim.before_statement", **FREE),
-    Case("claim.after_statement", **FREE),
+    Case("lease.before", **FREE),
+    Case("lease.after", **FREE),
+    Case("claim.before", **FREE),
     Case("claim.before_commit", **FREE),
     Case("claim.after_commit"),
-    Case("begin.before"),
+    Case("action.before"),
     Case("action.begin", **AGAIN),
     Case("action.end", **AGAIN),
-    Case("report.before_statement", **AGAIN),
-    Case("report.after_statement", **AGAIN),
+    Case("report.before", **AGAIN),
     Case("report.before_commit", **AGAIN),
     Case("report.after_commit", state="succeeded", **OVER),
-    Case("report.before_statement", script=("raise", "return"), **AGAIN),
+    Case("report.before", script=("raise", "return"), **AGAIN),
     Case("report.before_commit", script=("raise", "return"), **AGAIN),
     Case("report.after_commit", script=("raise", "return"), state="pending", executions=2, losses=0),
 ]
 
-
-IN_ONE_EXCHANGE = {"claim.after_statement", "claim.before_commit"}
-"""Points that are not there on PostgreSQL: a claim without suspects is one statement, and that a transaction."""
 
 IN_A_THREAD = {"action.begin", "action.end"}
 """Points at which it makes a difference whether the action is ``def`` or ``async def``."""
@@ -86,8 +81,6 @@ IN_A_THREAD = {"action.begin", "action.end"}
     ],
 )
 def test_a_run_survives_the_death_of_its_worker_at(scene, case, action):
-    if scene.database.kind == "postgres" and case.point in IN_ONE_EXCHANGE:
-        pytest.skip("a claim is one exchange there: there is nothing between its statement and its commit")
     scene.prepare()
     run_id = scene.run(*case.script, action=action, on_complete=None)
 
@@ -100,8 +93,7 @@ def test_a_run_survives_the_death_of_its_worker_at(scene, case, action):
 
 
 CALLING_BACK = [
-    Case("report.before_statement", **AGAIN),
-    Case("report.after_statement", **AGAIN),
+    Case("report.before", **AGAIN),
     Case("callback.begin", **AGAIN),
     Case("callback.end", **AGAIN),
     Case("report.before_commit", **AGAIN),
@@ -136,11 +128,10 @@ def test_a_callback_counts_once_when_its_worker_dies_at(scene, case, callback):
 
 
 ALONE = [
-    ("callback_claim.before_statement", 0),
+    ("callback_claim.before", 0),
     ("callback_claim.before_commit", 0),
     ("callback_claim.after_commit", 1),
-    ("callback_done.before_statement", 1),
-    ("callback_done.after_statement", 1),
+    ("callback_done.before", 1),
     ("callback.begin", 1),
     ("callback.end", 1),
     ("callback_done.before_commit", 1),
@@ -163,7 +154,7 @@ def test_a_pending_callback_counts_once_when_its_worker_dies_at(scene, point, tr
     assert (story.row["state"], story.executions, story.effects) == ("canceled", 0, ["canceled"])
 
 
-@pytest.mark.parametrize("point", ["callback_postponed.before_statement", "callback_postponed.before_commit"])
+@pytest.mark.parametrize("point", ["callback_postponed.before", "callback_postponed.before_commit"])
 def test_a_callback_that_raised_is_tried_again_when_its_worker_dies_at(scene, point):
     scene.prepare()
     run_id = scene.run("return", context=["raise", "return"])
@@ -189,7 +180,7 @@ def test_a_run_that_has_cost_a_worker_survives_another_death_at(scene, point):
     assert (story.row["state"], story.losses, story.effects) == ("succeeded", losses, ["success"])
 
 
-@pytest.mark.parametrize("point", ["recover.before_statement", "recover.before_commit", "recover.after_commit"])
+@pytest.mark.parametrize("point", ["recover.before", "recover.before_commit", "recover.after_commit"])
 def test_recovery_is_taken_over_when_its_worker_dies_at(scene, point):
     scene.prepare()
     run_ids = scene.start(*[call("hold", "return") for _ in range(3)])
@@ -205,7 +196,7 @@ def test_recovery_is_taken_over_when_its_worker_dies_at(scene, point):
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-@pytest.mark.parametrize("point", ["renew.before", "renew.after"])
+@pytest.mark.parametrize("point", ["heartbeat.before", "heartbeat.after"])
 def test_a_worker_may_die_in_its_heartbeat(scene, point, nth):
     scene.prepare()
     run_id = scene.run("hold", "return")
@@ -218,7 +209,7 @@ def test_a_worker_may_die_in_its_heartbeat(scene, point, nth):
     assert (story.row["state"], story.losses) == ("succeeded", 1)
 
 
-@pytest.mark.parametrize("point", ["sign_off.before_statement", "sign_off.before_commit", "sign_off.after_commit"])
+@pytest.mark.parametrize("point", ["sign_off.before", "sign_off.before_commit", "sign_off.after_commit"])
 def test_a_worker_may_die_when_it_signs_off(scene, point):
     scene.prepare()
     run_id = scene.run("hold", "return")
@@ -279,7 +270,7 @@ def test_a_schema_is_complete_or_absent_when_the_process_that_creates_it_dies_at
 
 @pytest.mark.parametrize(
     ("point", "is_there"),
-    [("start.before_statement", False), ("start.before_commit", False), ("start.after_commit", True)],
+    [("start.before", False), ("start.before_commit", False), ("start.after_commit", True)],
 )
 def test_a_start_is_there_or_not_when_the_caller_dies_at(scene, point, is_there):
     scene.prepare()

@@ -274,9 +274,9 @@ def main() -> None:
         set_lease(given.lease_s)
     if given.checkpoint_always:
         writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
-    if given.die:
-        crash_points.install(given.die, given.nth)
     program = Program(given.database, Path.cwd())
+    if given.die:
+        crash_points.install(program.app, given.die, given.nth)
     if given.mode == "worker":
         announce_workers()
         if given.stop_while_claiming:

@@ -117,7 +117,7 @@ class Crash:
     @contextlib.contextmanager
     def _active(self) -> Iterator["Crash"]:
         self._watch.install()
-        _watch_leases(self._watch, self._app, self._reach)
+        _watch_leases(self._watch, self._app)
         self._watch.shadow(self._app, "worker", _mortal)
         try:
             yield self
@@ -283,8 +283,8 @@ async def _run_in(process: _Process, coroutine: Any) -> None:
     await asyncio.create_task(coroutine, context=context)
 
 
-def _watch_leases(watch: Watch, app: App, reach: Callable[[Step, str], None]) -> None:
-    """Say when a lease is taken or renewed; and let everybody know at once who has died here."""
+def _watch_leases(watch: Watch, app: App) -> None:
+    """Know whose lease it is; and let everybody know at once who has died here."""
     leases = app._database.leases
     owners: dict[str, _Process] = {}
 
@@ -294,25 +294,19 @@ def _watch_leases(watch: Watch, app: App, reach: Callable[[Step, str], None]) ->
             if process is not None:
                 owners[worker] = process
                 process.ids.add(worker)
-            reach(STEPS["lease"], "before")
             original(worker)
-            reach(STEPS["lease"], "after")
 
         return acquire
 
     def renewing(original: Any) -> Any:
         def renew(worker: str) -> bool:
-            process = owners.get(worker)
-            before = _process.set(process)  # the heartbeat has a thread of its own
+            before = _process.set(owners.get(worker))  # the heartbeat has a thread of its own
             try:
-                reach(STEPS["heartbeat"], "before")
-                renewed = bool(original(worker))
-                reach(STEPS["heartbeat"], "after")
+                return bool(original(worker))
             except SimulatedCrash:
                 return True
             finally:
                 _process.reset(before)
-            return renewed
 
         return renew
 

@@ -54,6 +54,8 @@ class Watch:
             return
         self.shadow(self._app._engine.mutations, "call", self._calling)
         self.shadow(_attempt, "execute", self._executing)
+        for name, step in (("acquire", "lease"), ("renew", "heartbeat")):
+            self.shadow(database.leases, name, self._around(STEPS[step]))
         self._watch_opening(getattr(database, "underneath", database))
 
     def remove(self) -> None:
@@ -162,6 +164,18 @@ class Watch:
         for step in transaction._written:
             self._reach(step, "before_commit")
         self._check()
+
+    def _around(self, step: Step) -> Callable[[Any], Any]:
+        def make(original: Any) -> Any:
+            def watched(*args: Any) -> Any:
+                self._reach(step, "before")
+                result = original(*args)
+                self._reach(step, "after")
+                return result
+
+            return watched
+
+        return make
 
     # Functions of the user's.
 
