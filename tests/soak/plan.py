@@ -44,9 +44,14 @@ ROUNDS = {
         "refuse": 1,
         "old runs": 1,
     },
+    "pgbouncer": {"kill": 12, "stop": 3, "terminate": 1, "kill a client": 1, "old runs": 1},
 }
 """How often what is injected in a minute."""
-LAST = {"sqlite": {"kill": 3, "stop": 1}, "postgres": {"kill": 3, "stop": 1, "crash": 1, "partition": 1}}
+LAST = {
+    "sqlite": {"kill": 3, "stop": 1},
+    "pgbouncer": {"kill": 3, "stop": 1},
+    "postgres": {"kill": 3, "stop": 1, "crash": 1, "partition": 1},
+}
 """The same of the end, in which leases are as long as they are by default."""
 
 

@@ -27,9 +27,11 @@ CONCURRENCY = 20
 GRACE_MS = 1000
 RATE = 120.0
 """Runs that are started in a second."""
+STARTING_THREADS = 12
 DRAINS_WITHIN_S = 180.0
 PROGRESS_EVERY_S = 10.0
 Say = Callable[[str], None]
+MakeInjector = Callable[[Fleet, float], Injector]
 
 
 class Storm:
@@ -59,15 +61,10 @@ class Storm:
         return self.scene.processes.start("crash_program.py", url, *lease, "worker", *options)
 
     def _start_client(self, number: int, url: str) -> Process:
-        # Whoever writes through connections of its own is one more writer of a file.
+        # Whoever writes through a connection of its own is one more writer of a file: together they are sixteen.
         roles = [("--starters", 2, "--owners", 6), ("--owners", 4, "--askers", 4)][number]
-        threads = roles[1] + (roles[3] if "--owners" in roles[2:3] else 0)
-        share = self._rate / 12
-        del threads
-        return self.scene.processes.start(
-            str(CLIENT), url, "--beside", self.scene.database.url, "--name", f"client{number}",
-            "--seed", self.seed, "--rate", share, *roles,
-        )  # fmt: skip
+        about = ("--beside", self.scene.database.url, "--name", f"client{number}", "--seed", self.seed)
+        return self.scene.processes.start(str(CLIENT), url, *about, "--rate", self._rate / STARTING_THREADS, *roles)
 
     def _workers(self) -> list[Slot]:
         return [Slot(lambda url=url: self._start_worker(url), "worker") for url in self._urls[:WORKERS]]  # type: ignore[misc]
@@ -169,7 +166,7 @@ class Storm:
 
 
 @contextlib.contextmanager
-def _place(kind: str, folder: Path) -> Iterator[tuple[CrashDatabase, Callable[[Fleet, float], Injector], list[str]]]:
+def _place(kind: str, folder: Path) -> Iterator[tuple[CrashDatabase, MakeInjector, list[str]]]:
     """Yield a database, what makes its injector, and how workers and clients reach it."""
     if kind == "sqlite":
         database = SqliteDatabase(f"sqlite:///{folder / 'app.db'}")
@@ -200,20 +197,35 @@ def soak(kind: str, folder: Path, *, seed: int, duration_s: float, rate: float =
     """
     with _place(kind, folder) as (database, make_injector, urls):
         scene = Scene(folder, database)
-        storm = Storm(scene, seed, plan(kind, seed, duration_s), rate, urls)
-        injector = make_injector(storm.fleet, LEASE_S)
         try:
-            scene.prepare()
-            injector.prepare()
-            storm.start()
-            storm.run(injector, say)
-            injector.close()
-            storm.drain(injector, say)
-            took_s = time.monotonic() - storm.began_at
-            say(f"{took_s:6.0f} s  all has ended; the oracle is asked")
-            evidence = Evidence(kind, seed, storm.fleet, injector, took_s)
-            evidence.broken += examine(database, folder, see=evidence.see)
-            evidence.finish(scene)
+            return soak_at(scene, kind, make_injector, urls, seed=seed, duration_s=duration_s, rate=rate, say=say)
         finally:
             scene.close()
-        return evidence
+
+
+def soak_at(
+    scene: Scene,
+    kind: str,
+    make_injector: MakeInjector,
+    urls: list[str],
+    *,
+    seed: int,
+    duration_s: float,
+    rate: float = RATE,
+    say: Say = print,
+) -> Evidence:
+    """Run a soak where it is to take place; args as for `soak` and `Storm`."""
+    storm = Storm(scene, seed, plan(kind, seed, duration_s), rate, urls)
+    injector = make_injector(storm.fleet, LEASE_S)
+    scene.prepare()
+    injector.prepare()
+    storm.start()
+    storm.run(injector, say)
+    injector.close()
+    storm.drain(injector, say)
+    took_s = time.monotonic() - storm.began_at
+    say(f"{took_s:6.0f} s  all has ended; the oracle is asked")
+    evidence = Evidence(kind, seed, storm.fleet, injector, took_s)
+    evidence.broken += examine(scene.database, scene.folder, see=evidence.see)
+    evidence.finish(scene)
+    return evidence
