@@ -1526,6 +1526,26 @@ async def test_progress_is_visible_while_the_action_runs(api, gate, flavour):
     assert (seen.fraction, seen.message) == (0.25, "first quarter")
 
 
+async def test_progress_is_a_number_and_a_text(api):
+    """Anything else is refused where it is said; the attempt may go on."""
+    refused = []
+
+    @api.app.action(name="work")
+    def work(ctx: SyncActionCtx) -> str:
+        for wrong in ((2.0, ""), (0.5, b"half"), ("half", "")):
+            try:
+                ctx.progress(*wrong)
+            except (TypeError, ValueError) as error:
+                refused.append(str(error))
+        return repr(ctx)
+
+    run_id = await api.run(api.app, work)
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id) == Success(f"<SyncActionCtx of run {run_id}, attempt 1>")
+    assert [text.split()[0] for text in refused] == ["fraction", "message", "fraction"]
+    assert (await api.get(api.app, run_id)).progress is None
+
+
 @pytest.mark.sqlite("PRAGMA data_version counts commits")
 async def test_much_progress_costs_the_action_nothing(api):
     """... (written at most once a second): a thousand calls are no thousand commits, and no error."""

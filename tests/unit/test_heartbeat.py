@@ -47,6 +47,20 @@ def test_an_unexpected_error_does_not_end_the_heartbeat(
     assert "could not be renewed" in caplog.text
 
 
+def test_a_lease_whose_worker_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that was closed without a goodbye: others may have the runs at once."""
+    monkeypatch.setattr(_leases, "HEARTBEAT_S", 0.001)
+    released = threading.Event()
+    leases: Any = Leases()
+    leases.release = lambda worker: released.set()
+    heartbeat = Heartbeat(leases, "w", is_wanted=lambda: False, lost=pytest.fail)
+
+    heartbeat.start()
+
+    assert released.wait(LIMIT_S)
+    assert leases.renewals == 0
+
+
 class Outage:
     """Leases that cannot be renewed so many times."""
 
