@@ -40,12 +40,12 @@ class Heartbeat:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, signed_off: bool = True) -> None:
         """End, and give up the lease."""
         self._stop.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
-        self._leases.release(self._worker)
+        self._leases.release(self._worker, signed_off=signed_off)
 
     def _beat(self) -> None:
         with suppress(Exception):  # the next renewal says it too
@@ -54,7 +54,7 @@ class Heartbeat:
         while not self._stop.wait(min(_AGAIN_S, HEARTBEAT_S) if in_vain else HEARTBEAT_S):
             if not self._is_wanted():
                 # The event loop is gone without a goodbye: let others have the runs.
-                self._leases.release(self._worker)
+                self._leases.release(self._worker, signed_off=False)
                 return
             try:
                 renewed = self._leases.renew(self._worker)

@@ -194,7 +194,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._claiming.close()
         self._executions.close()
-        worker = self.id
+        worker, signed_off = self.id, True
         try:
             # What could not be reported in time is settled like a dead worker's: nothing is left behind.
             begun = self._executions.begun() | self._reporter.unwritten_begun()
@@ -203,8 +203,9 @@ class Worker:
             )
         except DatabaseUnavailable as error:
             # Others will notice the free lease and recover what is left.
+            signed_off = False
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
-        self._incarnation.end()
+        self._incarnation.end(signed_off=signed_off)
         self._stopped = True
         self._claiming.tell_of_the_end()
         if self._executions:

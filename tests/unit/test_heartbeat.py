@@ -1,6 +1,7 @@
 """The heartbeat lives on, whatever a renewal raises; what it says while the database is away, and when it is back."""
 
 import logging
+import queue
 import threading
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ class Leases:
         self.went_on = threading.Event()
 
     def acquire(self, worker: str) -> None: ...
-    def release(self, worker: str) -> None: ...
+    def release(self, worker: str, *, signed_off: bool = True) -> None: ...
 
     def announce(self, worker: str) -> None:
         raise LookupError("a bug")
@@ -57,6 +58,20 @@ def test_an_unexpected_error_does_not_end_the_heartbeat(
     assert "could not be renewed" in caplog.text
 
 
+def test_a_lease_whose_worker_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that was closed without a goodbye: others may have the runs at once."""
+    monkeypatch.setattr(_leases, "HEARTBEAT_S", 0.001)
+    told: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    leases: Any = Leases()
+    leases.release = lambda worker, *, signed_off: told.put(signed_off)
+    heartbeat = Heartbeat(leases, "w", is_wanted=lambda: False, lost=pytest.fail)
+
+    heartbeat.start()
+
+    assert told.get(timeout=LIMIT_S) is False
+    assert leases.renewals == 0
+
+
 class Outage:
     """Leases that cannot be renewed so many times."""
 
@@ -65,8 +80,9 @@ class Outage:
         self.is_over = threading.Event()
 
     def acquire(self, worker: str) -> None: ...
+    def release(self, worker: str, *, signed_off: bool = True) -> None: ...
 
-    announce = release = acquire
+    announce = acquire
 
     def renew(self, worker: str) -> bool:
         if self._lasts > 0:

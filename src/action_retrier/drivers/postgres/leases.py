@@ -66,7 +66,7 @@ class PostgresLeases:
         self._unbroken_since[worker] = asked
         return True  # the row is still there: nobody has recovered anything
 
-    def release(self, worker: str) -> None:
+    def release(self, worker: str, *, signed_off: bool = True) -> None:  # noqa: ARG002 - its row tells
         """End it."""
         self._line.unlock(lock_key(worker))
         self._renewed.pop(worker, None)
