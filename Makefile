@@ -12,10 +12,11 @@ DATABASE ?= sqlite
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test mutants simulation storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,10 @@ test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs 
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
 
+# SEED=123 replays one, and tells everything.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=10000)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
+
 storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
 	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
@@ -54,7 +59,11 @@ pgbouncer: $(VENV)/.dev ## Run what runs on every database through PgBouncer, if
 	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 4 -m "not slow and not storm" -k pgbouncer \
 		$(POOLED_TESTS) $(TEST_ARGS)
 
-pgstorm: $(VENV)/.dev ## Kill and crowd workers behind PgBouncer, and run the slow tests: minutes
+pg# SEED=123 replays one, and tells everything.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=10000)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
+
+storm: $(VENV)/.dev ## Kill and crowd workers behind PgBouncer, and run the slow tests: minutes
 	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -m "slow or storm" -k pgbouncer tests/crash $(TEST_ARGS)
 
 check: lint types layers examples docs ## Check everything else that CI checks
