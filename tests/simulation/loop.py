@@ -133,7 +133,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         lane = context.get(LANE, _world)
         handle = Handle(callback, args, context, lane)
         handle._when = when
-        self._put_later(when if lane.process is None else lane.process.true_s(when), handle)
+        when_s = when if lane.process is None else lane.process.true_s(when)
+        heapq.heappush(self._timers, (when_s, next(self._order), handle))
         return handle
 
     def call_on(
@@ -146,7 +147,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         if delay_s <= 0:
             self._put(handle)
         else:
-            self._put_later(self.now_s + delay_s, handle)
+            heapq.heappush(self._timers, (self.now_s + delay_s, next(self._order), handle))
         return handle
 
     def _put(self, handle: Handle) -> None:
@@ -157,9 +158,6 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         if not lane.in_reserve and not lane.pauses:
             lane.in_reserve = True
             self._reserve.append(lane)
-
-    def _put_later(self, when_s: float, handle: Handle) -> None:
-        heapq.heappush(self._timers, (when_s, next(self._order), handle))
 
     def pause(self, lane: Lane) -> None:
         """Do nothing of *lane* until it is resumed as often as it was paused."""

@@ -16,6 +16,7 @@ from .process import Process
 if TYPE_CHECKING:
     from .world import World
 
+_AGAIN_S = 0.5
 _TIMEOUT_MS = 1500
 LONG_S = 2.0
 """A callback that takes so long, the first time, is cut off."""
@@ -185,7 +186,7 @@ class Machine:
             try:
                 await self.worker.start()
             except DatabaseUnavailable:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_AGAIN_S)
             else:
                 return
 

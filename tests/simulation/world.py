@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from unittest import mock
 
-from action_retrier import RetrierError, _ids, _leases
+from action_retrier import RetrierError, _ids, _leases, _worker
 from action_retrier._threads import DaemonThreads
 
 from .accidents import Accidents
@@ -26,6 +26,8 @@ from .program import Machine, register
 from .server import Server
 from .store import Store
 
+_LOOK_S = 0.2
+_WATCH_S = 0.75  # three times as long as it is: looking after others is half of what idle workers do
 _PATIENCE_S = 150.0
 """After the last accident everything must have ended within this."""
 _LOGGER = logging.getLogger("action_retrier")
@@ -63,7 +65,7 @@ class World:
         self.clients: list[Machine] = []
         self._counts: Counter[str] = Counter()
         self._names = 0
-        self.faults_until_s = rng.uniform(4, 14)
+        self.faults_until_s = rng.uniform(3, 10)
         self.is_calm = False
 
     def nth(self, what: str) -> int:
@@ -109,7 +111,7 @@ class World:
 
     async def _until(self, is_so: Callable[[], bool], give_up_s: float) -> None:
         while not is_so() and self.loop.now_s < give_up_s:  # noqa: ASYNC110 - virtual time is for nothing
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_LOOK_S)
 
     async def _rest(self) -> None:
         """Every worker comes to rest and signs off."""
@@ -178,6 +180,7 @@ def simulated_threads() -> Iterator[None]:
         mock.patch.object(DaemonThreads, "submit", submit),
         mock.patch.object(_leases, "threading", threading),
         mock.patch.object(_ids, "secrets", _Secrets()),
+        mock.patch.object(_worker, "_WATCH_S", _WATCH_S),
     ):
         register()
         yield
