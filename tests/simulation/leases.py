@@ -103,10 +103,12 @@ def on_host(files: Files, process: Process) -> Any:
         opened.add(path.name)
         return _File(files, process, path)
 
-    def close_lock_file(path: _Path) -> None:
+    def close_lock_file(path: _Path, *, remove: bool) -> None:
         if path.name in opened:
             opened.discard(path.name)
-            files.remove(path.name)
+            files.holder.pop(path.name, None)
+            if remove:
+                files.remove(path.name)
 
     def probe(path: _Path) -> tuple[bool, str] | None:
         content = files.content.get(path.name)

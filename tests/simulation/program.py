@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from action_retrier import ActionRetrier, App, MutationCtx, NonRetryableError, RetryAfter, RunResult, app
+from action_retrier import ActionRetrier, App, MutationCtx, NonRetryableError, RetryAfter, RunResult, _worker, app
 from action_retrier._registry import Registry
 from action_retrier.errors import DatabaseUnavailable
 from action_retrier.testing import ManualClock
@@ -202,8 +202,11 @@ class Machine:
 def _making(database: Any, rng: Any) -> contextlib.ExitStack:
     """Have an App get these."""
     stack = contextlib.ExitStack()
-    for name, what in (("open_database", database), ("system_random", rng), ("Registry", _registry)):
-        before = getattr(app, name)
-        stack.callback(setattr, app, name, before)
-        setattr(app, name, lambda *_, what=what, **__: what)
+    for module, name, what in (
+        (app, "open_database", database),
+        (_worker, "system_random", rng),
+        (app, "Registry", _registry),
+    ):
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, lambda *_, what=what, **__: what)
     return stack

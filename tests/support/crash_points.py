@@ -8,10 +8,10 @@ import os
 import signal
 from typing import Any
 
-from action_retrier import App
+from action_retrier import App, DatabaseUnavailable
 from action_retrier.drivers.sqlite import database as sqlite_database
 from action_retrier.drivers.sqlite import locks, writer
-from action_retrier.testing._failpoints import POINTS, Step, step_of
+from action_retrier.testing._failpoints import Step, step_of
 from action_retrier.testing._watch import Watch
 
 OWN = {"action.begin", "action.end", "callback.begin", "callback.end", "own.before_commit", "own.after_commit"}
@@ -49,6 +49,19 @@ def install(app: App, point: str, nth: int = 1) -> None:
         _wrap(writer.Writer, "_checkpoint", step)
 
 
+def lose(app: App, point: str) -> None:
+    """Have an error instead of an answer at *point*, once."""
+    lost = False
+
+    def at(step: Step, moment: str) -> None:
+        nonlocal lost
+        if f"{step.name}.{moment}" == point and not lost:
+            lost = True
+            raise DatabaseUnavailable(problem=f"the answer is lost at {point}", remedy="do it again")
+
+    Watch(app, at).install()
+
+
 def _wrap(owner: Any, attribute: str, step: Step) -> None:
     original = getattr(owner, attribute)
 
@@ -59,6 +72,3 @@ def _wrap(owner: Any, attribute: str, step: Step) -> None:
         return result
 
     setattr(owner, attribute, wrapped)
-
-
-ALL = {*POINTS, *OWN}

@@ -239,6 +239,16 @@ def test_a_block_in_which_nothing_happened_says_so(shop):
         run_until_idle_sync(shop.app)
 
 
+def test_blocks_may_stand_inside_each_other(shop, system):
+    run_id = shop.start()
+
+    with fail_after(shop.app, "claim") as first, crash_after(shop.app, "action") as second:
+        run_until_idle_sync(shop.app)  # its worker signs off what was claimed, and it did not know of
+        run_until_idle_sync(shop.app)
+
+    assert (first.happened, second.happened, shop.state(run_id)) == (True, True, "running")
+
+
 def test_an_error_of_the_test_is_not_hidden(shop):
     with pytest.raises(ZeroDivisionError), crash_before(shop.app, "report"):
         raise ZeroDivisionError

@@ -77,7 +77,8 @@ class Watch:
 
         def op() -> Op[Any]:
             context.run(self._check)
-            return self._through(make(), written, context)
+            inner = make()
+            return _named_like(inner, self._through(inner, written, context))
 
         return op
 
@@ -245,13 +246,13 @@ class _Transaction:
 
     async def run(self, op: Op[Any]) -> Any:
         written: list[Step] = []
-        result = await self._transaction.run(self._in(op, written))
+        result = await self._transaction.run(_named_like(op, self._in(op, written)))
         self._written += written
         return result
 
     def run_sync(self, op: Op[Any]) -> Any:
         written: list[Step] = []
-        result = self._transaction.run_sync(self._in(op, written))
+        result = self._transaction.run_sync(_named_like(op, self._in(op, written)))
         self._written += written
         return result
 
@@ -286,6 +287,12 @@ class _Statements:
 def _name_of(op: Op[Any]) -> str:
     """Return the name of the function that has made *op*."""
     return str(getattr(op, "__name__", ""))
+
+
+def _named_like(op: Op[Any], outer: Op[Any]) -> Op[Any]:
+    """Give *outer* the name of *op*: another watch may be around this one."""
+    outer.__name__ = _name_of(op)  # type: ignore[attr-defined]
+    return outer
 
 
 def _apart(op: Op[Any]) -> Op[Any]:
