@@ -12,10 +12,12 @@ DATABASE ?= sqlite
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants storm soak hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test coverage simulation mutants storm soak hosts pgbouncer pgstorm check lint types layers docs examples \
+	format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +36,20 @@ demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=po
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
 
+# Apart from what takes processes by the dozen. Those behind PgBouncer, where there is one, see what is done for it.
+coverage: $(VENV)/.dev ## Measure which branches of floors 0 to 3 the tests see: as long as they take
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 -m "not slow and not storm" --ignore=tests/docs $(TEST_ARGS)
+	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/coverage run -m pytest -k pgbouncer tests/conformance/test_transactions.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
+
+# SEED=123 replays one, and tells everything.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100 SEED=7)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
 
 storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand answers of PostgreSQL: half an hour
 	$(BIN)/pytest -m slow tests/crash/test_storm.py \
@@ -100,7 +114,7 @@ build: $(VENV)/.dev ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove whatever can be made again
-	rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, so that a second run installs nothing. The install is editable: only pyproject.toml can outdate it.

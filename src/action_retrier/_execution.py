@@ -199,8 +199,6 @@ class Executions:
 
     def _abandon(self, execution: Execution) -> None:
         """Report without waiting for the end. The slot stays taken, and the attempt is fenced off."""
-        if execution.reported:
-            return
         execution.reported = True
         reason = execution.signals.stop_reason
         logger.warning("run %s: attempt %d does not react to being stopped (%s)", *execution.key, reason)

@@ -12,6 +12,7 @@ import psutil
 import psycopg
 import pytest
 
+from action_retrier import _completion, _mutations
 from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import Succeeded
 from action_retrier._ops.claims import ANY_LOSSES, claim_runs, next_due
@@ -121,6 +122,28 @@ async def test_a_report_of_a_busy_run_is_told_back_to_be_tried_again(bench: Benc
         assert await bench.completion.complete([report]) == [report]
         assert await bench.completion.write([report]) == [report]
         assert (bench.notes, bench.state(row)) == ([], ("running", "none", 0))
+
+    assert await bench.completion.complete([report]) == []
+    assert (bench.notes, bench.state(row)) == (["called"], ("succeeded", "done", 1))
+
+
+async def test_a_failed_callback_of_a_busy_run_is_told_back_to_be_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3: somebody has taken the row between the callback's transaction and the one that says that it failed."""
+    monkeypatch.setattr(_completion, "_PAUSES_S", (0, 0))
+    bench.callback(lambda ctx: bench.note(ctx, "called"))
+    row = bench.claimed()
+    other = bench.store.system.open(bench.store.clock)
+    report = bench.report(row)
+
+    async def fail(*_: Any) -> None:
+        raise ValueError("the callback has failed")
+
+    with monkeypatch.context() as patch, held(other, lambda: cancel_run(NAMESPACE, row["id"])):
+        patch.setattr(bench.mutations, "in_transaction", fail)
+        assert await bench.completion.complete([report]) == [report]
+        assert bench.state(row) == ("running", "none", 0)
 
     assert await bench.completion.complete([report]) == []
     assert (bench.notes, bench.state(row)) == (["called"], ("succeeded", "done", 1))
@@ -408,6 +431,30 @@ async def test_a_mutation_that_could_not_be_serialized_is_done_again(bench: Benc
 
     assert seen == [1, 2]
     assert bench.notes == ["read by both", "in between", "saw 2"]
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_mutation_that_can_never_be_serialized_raises_that_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    """Ten times in all; nothing of it is left."""
+    monkeypatch.setattr(_mutations, "_SHORTEST_PAUSE_S", 0)
+    tries = []
+
+    def fail(ctx: Any) -> None:
+        tries.append(1)
+        bench.note(ctx, f"try {len(tries)}")
+        ctx.db.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    bench.callback(fail, "fail")
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        if colour == "sync":
+            bench.mutations.run_sync("fail", None)
+        else:
+            await bench.mutations.run("fail", None)
+
+    assert (len(tries), bench.notes) == (10, [])
 
 
 async def test_a_mutation_that_was_the_victim_of_a_deadlock_is_done_again(bench: Bench) -> None:

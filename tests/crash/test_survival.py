@@ -130,6 +130,28 @@ def test_the_attempt_of_a_worker_that_was_stopped_is_canceled(scene):
     assert [line.attempt for line in story.lines if line.event == "end"] == [2]
 
 
+@pytest.mark.parametrize("action", ["work", "work_sync"])
+def test_an_extension_that_keeps_the_interpreter_past_the_lease_costs_its_worker_the_run(scene, action):
+    """No thread of the process runs, not even the heartbeat's: others take over, and its late report changes nothing."""
+    scene.prepare()
+    run_id = scene.run("grip 5", "return", action=action)
+    gripped = scene.worker("--concurrency", 1, lease_s=SHORT_LEASE_S)
+    scene.wait_for_executions(run_id, 1)
+    other = scene.worker(lease_s=SHORT_LEASE_S)
+
+    scene.wait_until_complete()
+    before = scene.row(run_id)
+    eventually(lambda: [line.attempt for line in scene.lines("end", run_id)] == [2, 1])
+    gripped.wait_for("worker", count=2)
+    gripped.stop()
+    other.stop()
+
+    assert scene.row(run_id) == before
+    story = scene.verdict()[run_id]
+    assert (story.row["state"], story.row["attempt"], story.losses) == ("succeeded", 2, 1)
+    assert story.effects == ["success"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["work", "work_sync"])
 def test_a_worker_that_was_stopped_past_its_lease_of_ten_seconds_changes_nothing_and_goes_on(scene, action):
