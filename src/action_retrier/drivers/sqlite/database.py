@@ -132,9 +132,7 @@ class SqliteDatabase:
                 committed=self.changes.notify,
             )
             self._pid = os.getpid()
-            self._ending = Ending(
-                self, partial(_let_go, self._pid, self._writer, self.changes, self._threads, self._idle_readers)
-            )
+            self._ending = Ending(self, partial(_let_go, self._writer, self.changes, self._threads, self._idle_readers))
 
     def close(self) -> None:
         """Let go of every connection and thread."""
@@ -200,8 +198,7 @@ class SqliteDatabase:
                 migrate(connection)
                 connection.commit()
             except BaseException:
-                if connection.in_transaction:
-                    connection.rollback()
+                connection.rollback()  # which does nothing where SQLite has done it by itself
                 raise
             logger.info("schema version %d is in place", newest_version())
         else:
@@ -330,15 +327,12 @@ def _connect_to_read(file: DatabaseFile, synchronous: str) -> sqlite3.Connection
 
 
 def _let_go(
-    pid: int,
     writer: Writer,
     changes: SqliteChanges,
     threads: DaemonThreads,
     readers: "queue.LifoQueue[sqlite3.Connection]",
 ) -> None:
     """Let go of connections and threads: on close, when the database is forgotten, or when the interpreter ends."""
-    if pid != os.getpid():
-        return  # they are our parent's
     writer.close()
     changes.close()
     threads.close()
