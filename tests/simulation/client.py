@@ -46,7 +46,7 @@ class Client:
     def _plan(self) -> dict[str, Any]:
         rng = self.rng
         return {
-            "takes": rng.choice([0, 0, rng.uniform(0, 0.5), rng.uniform(0, 4)]),
+            "takes": rng.choice([0, rng.uniform(0, 0.5), rng.uniform(0, 4), rng.uniform(0, self.world.longest_s)]),
             "fails": rng.choice([0, 0, 0, 1, 2, 9]),
             "how": rng.choice(["raise", "raise", "later", "never", "cancel"]),
             "kills": rng.choice([0] * 12 + [1, 9]),

@@ -163,8 +163,14 @@ class Oracle:
             assert self.retries_asked[run_id] >= 0, f"I3, I5: it was {was}, and nobody asked to retry it"
             self._first_attempt[run_id] = new["attempt"]
             self.canceled.pop(run_id, None)
-        if was == "running" and now != "running" and old is not None and new["failures"] > old["failures"]:
-            assert any(one["number"] == new["attempt"] for one in history), "I2: a failure of no current attempt"
+        if was == "running" and now == "pending" and old is not None:
+            assert new["failures"] >= old["failures"], "I2, I8: a failure was forgotten"
+            has_failed = any(one["number"] == new["attempt"] for one in history)
+            if new["failures"] > old["failures"]:
+                assert has_failed, "I2: a failure of no current attempt"
+            else:
+                began = new["attempt"] in self.executions[run_id]
+                assert not began, "I2, I8: only attempts that have not begun are given back"
 
     @staticmethod
     def _result(row: dict[str, Any]) -> RunResult:
