@@ -13,10 +13,11 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 SEEDS ?= 10000
+STEPS ?= 50000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants simulation storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test mutants properties simulation storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs 
 
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
+
+properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
+	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
 
 # SEED=123 replays one, and tells everything.
 simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=10000)
@@ -59,7 +63,10 @@ pgbouncer: $(VENV)/.dev ## Run what runs on every database through PgBouncer, if
 	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/pytest -n 4 -m "not slow and not storm" -k pgbouncer \
 		$(POOLED_TESTS) $(TEST_ARGS)
 
-pg# SEED=123 replays one, and tells everything.
+pgproperties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
+	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
+
+# SEED=123 replays one, and tells everything.
 simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=10000)
 	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
 

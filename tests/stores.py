@@ -63,6 +63,9 @@ class System(Protocol):
     def open(self, clock: Clock, **options: Any) -> Database:
         """Open the database as one more process would, so to speak."""
 
+    def keep_looking(self) -> None:
+        """Look through one connection from now on: who looks after every step would open thousands."""
+
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return what is committed in one of our tables."""
 
@@ -126,7 +129,7 @@ class SqliteSystem:
         return connection
 
     def keep_looking(self) -> None:
-        """Keep a connection to look through: who looks after every step would open thousands."""
+        """Look through one connection from now on."""
         self._look = self.connect()
 
     @contextlib.contextmanager
@@ -290,6 +293,9 @@ class PostgresSystem:
         connection = psycopg.connect(self.user_url, **self.user_options | options)
         self._opened.append(connection)
         return connection
+
+    def keep_looking(self) -> None:
+        """Do nothing: tests look through a session that is there already."""
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return what is committed in one of our tables."""
