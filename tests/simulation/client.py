@@ -89,7 +89,9 @@ class Client:
         async def start() -> str:
             return await self.retrier.run(self.app, action, args, idempotency_key=key, **options)
 
-        self._knows(await self._told(start))
+        run_id = await self._told(start)
+        self.oracle.told_key(f"{action} {key}", run_id)
+        self._knows(run_id)
 
     async def _plainly(self, action: str, args: dict[str, Any], options: dict[str, Any]) -> None:
         self._knows(await self.retrier.run(self.app, action, args, **options))
