@@ -13,11 +13,12 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 SEEDS ?= 10000
+STEPS ?= 50000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage simulation mutants storm soak hosts pgbouncer pgstorm check lint types layers docs examples \
-	format bench build clean
+.PHONY: help demo test coverage properties simulation mutants storm soak hosts pgbouncer pgstorm check lint types layers \
+	docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +47,9 @@ coverage: $(VENV)/.dev ## Measure which branches of floors 0 to 3 the tests see:
 
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
+
+properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
+	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
 
 # SEED=123 replays one, and tells everything.
 simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100 SEED=7)

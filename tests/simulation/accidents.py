@@ -25,7 +25,7 @@ class Accidents:
         """Have something happen; return how long it lasts."""
         rng, world = self._rng, self._world
         happens = rng.choice(self._kinds)
-        seconds = rng.choice([rng.uniform(0.1, 4), rng.uniform(0.1, 4), rng.uniform(6, 12), rng.uniform(10, 16)])
+        seconds = rng.choice([rng.uniform(0.1, 4), rng.uniform(8, 13), rng.uniform(10.5, 16)])
         workers = [one for one in world.machines if one.process.is_alive]
         if not workers:
             return 0

@@ -46,7 +46,7 @@ class Client:
     def _plan(self) -> dict[str, Any]:
         rng = self.rng
         return {
-            "takes": rng.choice([0, 0, rng.uniform(0, 0.5), rng.uniform(0, 4)]),
+            "takes": rng.choice([0, rng.uniform(0, 0.5), rng.uniform(0, 4), rng.uniform(0, self.world.longest_s)]),
             "fails": rng.choice([0, 0, 0, 1, 2, 9]),
             "how": rng.choice(["raise", "raise", "later", "never", "cancel"]),
             "kills": rng.choice([0] * 12 + [1, 9]),
@@ -89,7 +89,9 @@ class Client:
         async def start() -> str:
             return await self.retrier.run(self.app, action, args, idempotency_key=key, **options)
 
-        self._knows(await self._told(start))
+        run_id = await self._told(start)
+        self.oracle.told_key(f"{action} {key}", run_id)
+        self._knows(run_id)
 
     async def _plainly(self, action: str, args: dict[str, Any], options: dict[str, Any]) -> None:
         self._knows(await self.retrier.run(self.app, action, args, **options))

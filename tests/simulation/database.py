@@ -196,13 +196,18 @@ class SimulatedDatabase:
             await self._commit(loan)
 
     async def _commit(self, loan: Loan) -> None:
-        fate = self._choose()
-        await self.travel()
+        fate, server = self._choose(), self._server
         loan.give_back("commit")
-        if fate == "before" or loan.is_lost or not self._server.reachable(self._process):
-            self._server.end(loan, "rollback")
+        try:
+            await self.travel()
+        except BaseException:
+            # Whoever has given it back waits no more; what he asked for is on its way.
+            server.end(loan, "commit" if server.is_host or self._process.rng.random() < 0.5 else "rollback")
+            raise
+        if fate == "before" or loan.is_lost or not server.reachable(self._process):
+            server.end(loan, "rollback")
             raise Unavailable("the connection was lost before the commit")
-        self._server.end(loan, "commit")
+        server.end(loan, "commit")
         await self.travel()
         if fate == "after" or self._process.is_cut_off:
             raise Unavailable("the answer to the commit was lost")

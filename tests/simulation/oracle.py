@@ -53,6 +53,7 @@ class Oracle:
         self.cleanups_asked: set[str] = set()
         self.discards_asked: set[str] = set()
         self.canceled: dict[str, int] = {}  # by which of its results
+        self._by_key: dict[str, str] = {}
         self.owners: dict[str, Process] = {}
         self.renewals: dict[str, list[float]] = defaultdict(list)
         self.tampered: set[str] = set()
@@ -89,7 +90,7 @@ class Oracle:
         self.commits += 1
         try:
             self._look(process, what, run_ids, notes)
-        except AssertionError as error:
+        except (AssertionError, KeyError) as error:  # a KeyError is an attempt without a run
             self.blame(f"{type(error).__name__} after {what} of {process}: {error}")
         for worker in workers:
             self._judge_burial(process, worker)
@@ -127,6 +128,7 @@ class Oracle:
             self.note(process, f"{what}: {run_id[-6:]} {told}")
         invariants.check(after)
         invariants.check_step(before, after)
+        self._check_claim([row for row in after["runs"] if self._is_fresh(row)])
         for run_id in run_ids:
             self._check_step(run_id, self.rows.get(run_id), new.get(run_id), history[run_id], notes.pop(run_id, 0))
             if run_id in new:
@@ -135,6 +137,19 @@ class Oracle:
                 self.rows.pop(run_id, None)
                 self._attempts.pop(run_id, None)
         assert not notes, "I4: a callback wrote without its mark"
+
+    def _is_fresh(self, row: dict[str, Any]) -> bool:
+        """Whether this commit has begun an attempt."""
+        old = self.rows.get(row["id"])
+        return bool(row["state"] == "running" and (old is None or old["attempt"] < row["attempt"]))
+
+    def _check_claim(self, claimed: list[dict[str, Any]]) -> None:
+        """I1: only who has a row claims; I8: and of suspects one at a time."""
+        if not claimed:
+            return
+        workers = {row["id"] for row in self._store.rows("SELECT id FROM action_retrier_workers")}
+        assert {row["worker"] for row in claimed} <= workers, "I1: a worker without a row has claimed"
+        assert sum(row["losses"] > 0 for row in claimed) <= 1, "I8: suspects were claimed together"
 
     def _check_step(
         self, run_id: str, old: dict[str, Any] | None, new: dict[str, Any] | None, history: Any, notes: int
@@ -151,6 +166,9 @@ class Oracle:
                 assert run_id in self.discards_asked, "I4: its callback was pending"
                 self.owed[run_id] -= 1
             return
+        if new["callback_worker"] is not None and old is not None and old["callback_worker"] != new["callback_worker"]:
+            assert old["callback_worker"] is None, "I4: a callback was taken from whoever calls it"
+            assert new["callback_tries"] == old["callback_tries"] + 1, "I4: a try of a callback was not counted"
         was, now = (None if old is None else old["state"]), new["state"]
         if now in COMPLETED and was not in COMPLETED:
             self.results[run_id].append(self._result(new))
@@ -163,8 +181,14 @@ class Oracle:
             assert self.retries_asked[run_id] >= 0, f"I3, I5: it was {was}, and nobody asked to retry it"
             self._first_attempt[run_id] = new["attempt"]
             self.canceled.pop(run_id, None)
-        if was == "running" and now != "running" and old is not None and new["failures"] > old["failures"]:
-            assert any(one["number"] == new["attempt"] for one in history), "I2: a failure of no current attempt"
+        if was == "running" and now == "pending" and old is not None:
+            assert new["failures"] >= old["failures"], "I2, I8: a failure was forgotten"
+            has_failed = any(one["number"] == new["attempt"] for one in history)
+            if new["failures"] > old["failures"]:
+                assert has_failed, "I2: a failure of no current attempt"
+            else:
+                began = new["attempt"] in self.executions[run_id]
+                assert not began, "I2, I8: only attempts that have not begun are given back"
 
     @staticmethod
     def _result(row: dict[str, Any]) -> RunResult:
@@ -247,6 +271,12 @@ class Oracle:
 
     def told_result(self, run_id: str, result: RunResult) -> None:
         self.expect(result in self.results[run_id], f"{run_id}: told {result!r}, and it had {self.results[run_id]!r}")
+
+    def told_key(self, key: str, run_id: str) -> None:
+        """A run was started with a key, which has one run for as long as there is that run."""
+        before = self._by_key.setdefault(key, run_id)
+        self.expect(before == run_id or before in self.cleanups_asked, f"key {key} has two runs, {before} and {run_id}")
+        self._by_key[key] = run_id
 
     def told_missing(self, run_id: str) -> None:
         self.expect(run_id in self.cleanups_asked, f"I1: {run_id}: there was a run, and now it is not found")

@@ -64,6 +64,8 @@ class Server:
         self.lines: dict[object, Any] = {}
         self.witness: Witness | None = None
         self.is_down = False
+        self.is_silent = False
+        """Whether nobody hears of commits."""
         self._up_since_s = -1000.0
         self._waiting: deque[Callable[[], None]] = deque()
         self._loan: Loan | None = None
@@ -215,7 +217,7 @@ class Server:
     def _tell(self, process: Process, what: str) -> None:
         assert self.witness is not None
         self.witness.committed(process, what)
-        for one in self.changes:
+        for one in () if self.is_silent else self.changes:
             if one.active and one.process.rng.random() < 0.9:
                 self.loop.call_on(one.process.lane, self.way_s(one.process), one.ring)
 

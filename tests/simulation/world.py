@@ -27,6 +27,7 @@ from .server import Server
 from .store import Store
 
 _LOOK_S = 0.2
+_PROMPTLY_S = 7.0  # after a long look a worker rests for 5 s
 _WATCH_S = 0.75  # three times as long as it is: looking after others is half of what idle workers do
 _PATIENCE_S = 150.0
 """After the last accident everything must have ended within this."""
@@ -60,7 +61,10 @@ class World:
         self.server.witness = self.oracle
         self.oracle.server = self.server
         self.server.lies = rng.choice([0.0, 0.0, 0.02, 0.1])
+        self.server.longest_way_s = rng.choice([0.005, 0.005, 0.005, 0.4])
         self.injected = self.server.injected
+        self.longest_s = rng.choice([1.0, 1.0, 16.0])
+        """How long an action may take: where a lease ends meanwhile, the report of a zombie meets its heir."""
         self.machines: list[Machine] = []
         self.clients: list[Machine] = []
         self._counts: Counter[str] = Counter()
@@ -114,17 +118,44 @@ class World:
             await asyncio.sleep(_LOOK_S)
 
     async def _rest(self) -> None:
-        """Every worker comes to rest and signs off."""
+        """Every worker comes to rest; one dies, which the others notice soon; the others sign off."""
         living = [machine for machine in self.machines if machine.process.is_alive and not machine.is_stopping]
         resting = [machine.process.spawn(machine.worker.until_idle()) for machine in living]
         if resting:
             await asyncio.wait(resting, timeout=_PATIENCE_S)
         self.oracle.expect(all(task.done() for task in resting), "a worker never comes to rest")
+        await self._start_in_silence()
+        if len(living) > 1:
+            await self._lose_one(living.pop())
         for machine in living:
             machine.process.spawn(machine.stop())
-        give_up_s = self.loop.now_s + 60
+        give_up_s = self.loop.now_s + _PATIENCE_S
         await self._until(lambda: not any(machine.process.is_alive for machine in living), give_up_s)
         self.oracle.expect(not any(machine.process.is_alive for machine in living), "a worker does not stop")
+
+    async def _start_in_silence(self) -> None:
+        """Polling is the truth: what nobody is told of is found within two polls."""
+        self.server.is_silent = True
+        client, plan = self.clients[0], {"takes": 0, "fails": 0}
+        starting = client.process.spawn(client.retrier.run(client.app, "thread", {"plan": plan}))
+        await asyncio.wait([starting])
+        began_s = self.loop.now_s
+        await self._until(self.oracle.is_settled, began_s + _PROMPTLY_S + 20 * self.server.longest_way_s)
+        self.oracle.expect(self.oracle.is_settled(), "nobody looks unless he is told")
+
+    async def _lose_one(self, machine: Machine) -> None:
+        """A lock file tells a death at once, to who looks: after a long look he rests; a lease takes two leases."""
+        limit_s = 7.0 if self.is_host else 35.0
+        worker = machine.worker.id
+        self.server.end_sessions_of(machine.process)
+        machine.process.die()
+        self.oracle.note("world", f"{machine.process} dies")
+
+        def is_buried() -> bool:
+            return not self.store.rows("SELECT 1 FROM action_retrier_workers WHERE id = ?", worker)
+
+        await self._until(is_buried, self.loop.now_s + limit_s)
+        self.oracle.expect(is_buried(), f"I1: nobody noticed the death of {machine.process} within {limit_s:.0f} s")
 
     async def _supervise(self) -> None:
         """Replace workers that have died, and have one at least."""
