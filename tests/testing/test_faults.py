@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from action_retrier import (
     ActionCtx,
@@ -275,3 +276,29 @@ def test_nothing_is_left_of_a_block_in_which_nobody_died(shop):
         run_until_idle_sync(shop.app)
 
     assert ({**vars(shop.app._database)}, {**vars(shop.app._engine.mutations)}, {**vars(shop.app)}) == before
+
+
+@pytest.mark.sqlite(reason="an engine's App hands everything but transactions to the database underneath")
+@pytest.mark.parametrize(("point", "calls"), [("callback.after", 1), ("report.before_commit", 1), ("claim.before", 0)])
+def test_a_worker_on_an_engine_dies_alike(system, clock, point, calls):
+    """There the transaction is SQLAlchemy's."""
+    app = App(create_engine(f"sqlite:///{system.path}"), clock=clock)
+    called: list[str] = []
+
+    @app.action(name="ship", jitter=0)
+    def ship() -> None: ...
+
+    @app.mutation(name="shipped")
+    def shipped(ctx: MutationCtx, run_id: str) -> None:
+        called.append(run_id)
+        ctx.session.execute(text("INSERT INTO notes (text) VALUES (:text)"), {"text": run_id})
+
+    with app:
+        run_id = SyncActionRetrier(app).run(app, ship, on_complete=shipped)
+        with crash_at(app, point):
+            run_until_idle_sync(app)
+        left = called.copy(), system.notes()
+        run_until_idle_sync(app, jump=True)
+
+    assert left == ([run_id] * calls, [])
+    assert system.notes() == [run_id]
