@@ -14,6 +14,7 @@ from crash_told import read_told
 
 from .faults import Injector
 from .fleet import Fleet
+from .plan import CLIENTS, OWNERS, WORKERS
 
 PROMISES = {
     "lost": "runs lost (I1)",
@@ -158,6 +159,8 @@ class Evidence:
             "runs started afresh by retry": self.retries,
             **self.figures,
         }
+        if self.kind == "sqlite":
+            work["who writes the file: workers, clients, and connections of clients"] = WORKERS + CLIENTS + OWNERS
         if self._reader is not None and self._reader.read_s:
             work["seconds that somebody read for"] = round(self._reader.read_s)
             work["largest WAL meanwhile, MiB"] = round(self._reader.largest / 2**20)

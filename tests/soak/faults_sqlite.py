@@ -1,6 +1,7 @@
 """What a soak does to a file, and to whoever writes it."""
 
 import contextlib
+import functools
 import shutil
 import signal
 import subprocess
@@ -14,15 +15,33 @@ from .faults import Injector
 from .fleet import Fleet, Slot
 from .plan import Fault
 
-MAY_TRACE = (strace := shutil.which("strace")) is not None and subprocess.run(
-    [strace, "-qq", "true"], capture_output=True, check=False
-).returncode == 0
+STRACE = shutil.which("strace")
+ATTACHED_S = 0.5
 ERROR_S = 1.5
 LOCKED_S = 2.0
 DIES_WITHIN_S = 10.0
 READER_SHARE = 3
 """One that reads does so for a third of the soak."""
 SHRUNK_BYTES = 8 * 1024 * 1024
+
+
+@functools.cache
+def may_trace() -> bool:
+    """Tell whether strace is there, and may attach itself to what is no child of its own."""
+    if STRACE is None:
+        return False
+    with subprocess.Popen(["tail", "-f", "/dev/null"], stdin=subprocess.DEVNULL) as victim:
+        attach = [STRACE, "-qq", "--attach", str(victim.pid), "--trace", "kill"]
+        with subprocess.Popen(attach, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as trace:
+            try:
+                trace.wait(ATTACHED_S)
+            except subprocess.TimeoutExpired:
+                may = True
+                trace.terminate()
+            else:
+                may = False
+        victim.kill()
+    return may
 
 
 class SqliteInjector(Injector):
@@ -39,13 +58,13 @@ class SqliteInjector(Injector):
         self._traces += 1
         output = self._folder / f"strace-{self._traces}.txt"
         calls = sorted({one.split(":")[0] for one in inject})
-        command = [str(strace), "--follow-forks", "-qq", "--output", str(output), "--attach", str(slot.process.pid)]
+        command = [str(STRACE), "--follow-forks", "-qq", "--output", str(output), "--attach", str(slot.process.pid)]
         command += ["--trace", ",".join(calls), *(part for one in inject for part in ("--inject", one))]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL), output
 
     def _have_fail(self, fault: Fault, name: str, *inject: str) -> None:
         slot = self.worker(fault)
-        if slot is None or not MAY_TRACE:
+        if slot is None or not may_trace():
             return
         self.fleet.injure(slot, name)
         trace, output = self._trace(slot, *inject)
@@ -74,7 +93,7 @@ class SqliteInjector(Injector):
     def do_kill_at_a_write(self, fault: Fault) -> None:
         """SIGKILL of a worker in the middle of what it writes."""
         slot = self.worker(fault)
-        if slot is None or not MAY_TRACE:
+        if slot is None or not may_trace():
             return
         process = slot.process
         trace, output = self._trace(slot, f"pwrite64:signal=KILL:when={fault.amount}")

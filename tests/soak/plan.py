@@ -7,6 +7,8 @@ WORKERS = 4
 THROUGH_PROXIES = 2
 """On PostgreSQL so many of the workers, the first, reach the server through a proxy of their own."""
 CLIENTS = 2
+OWNERS = 10
+"""Threads of the clients that start runs in transactions of their own."""
 ROUND_S = 60
 LOST_ANSWERS = 8
 """How many answers to COMMIT get lost in a row."""
