@@ -100,6 +100,7 @@ class SqliteInjector(Injector):
         give_up_at = time.monotonic() + DIES_WITHIN_S
         self.fleet.injure(slot, "kill at a write")
         while process.is_running and time.monotonic() < give_up_at:
+            self.tick()  # else whoever was stopped with the write lock in his hands would stay so
             self.fleet.pause()
         if process.is_running:
             trace.terminate()
