@@ -225,6 +225,7 @@ async def test_a_callback_that_takes_too_long_loses_a_shared_transaction_for_its
                     await asyncio.wait({asyncio.get_running_loop().create_future()}, timeout=0.01)
             assert given_up.wait(30)
         ctx.session.add(Note(text=run_id))
+        await told(ctx.session.flush())
 
     done = api.scripted("done")
     callback = api.mutation(hang, isolation="read committed", timeout_ms=1000)
@@ -544,6 +545,8 @@ async def test_a_transaction_that_is_left_without_an_error_after_it_was_abandone
     else:
         with database.transaction_sync() as transaction:
             transaction.abandon()
+            with contextlib.suppress(Exception):  # whoever goes on with it learns that it has been cut off
+                transaction.connection("sync").execute("SELECT 1")
 
     await asyncio.wait_for(api.app.run_mutation(api.mutation(add_note)), 30)
     assert await api.texts() == ["a note"]
@@ -557,6 +560,8 @@ async def test_a_def_mutation_that_takes_too_long_keeps_no_async_caller_waiting(
 
     async def hang(ctx: MutationCtx, _: str) -> None:
         assert release.wait(30)
+        with contextlib.suppress(Exception):  # goes on with what is not its own any more
+            await told(ctx.db.execute("SELECT 1"))
         ended.set()
 
     real = App(api.engine)
