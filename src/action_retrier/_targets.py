@@ -71,8 +71,8 @@ class Targets:
 
     def _check_home(self, database: "Database") -> None:
         """Another App is fine, if it is on the same database."""
-        if database is self._database:
-            return
+        if database.turn == self._database.turn:
+            return  # and what its transaction makes others wait for, opening ours must not wait for
         if self._database.installation != database.installation:
             raise InvalidContext(
                 problem="ctx belongs to an App on another database", remedy="use the retrier of that App"

@@ -5,9 +5,10 @@ import threading
 import pytest
 
 from action_retrier._ops.workers import list_workers
+from action_retrier._statements import Op, Statement
 from action_retrier.testing import ManualClock
 
-from ..stores import LIMIT_S, NAMESPACE, System, in_thread
+from ..stores import LIMIT_S, NAMESPACE, Store, System, in_thread
 
 
 class Turnstile:
@@ -46,3 +47,15 @@ def test_two_threads_that_open_it_at_once_open_it_once(
 
     assert made == [writer(database)] * 2
     assert database.read_sync(lambda: list_workers(NAMESPACE)) == []
+
+
+def test_a_database_may_be_closed_by_its_own_thread(store: Store) -> None:
+    """By a destructor of somebody's, wherever the garbage collector runs it: nobody waits for himself."""
+
+    def close_it() -> Op[None]:
+        store.database.close()
+        yield Statement("select_workers", {"namespace": NAMESPACE})
+
+    store.write(close_it)
+
+    assert store.read(list_workers, NAMESPACE) == []

@@ -1,14 +1,20 @@
 """`App("django:ALIAS")` in a Django project, run by Django's own test runner."""
 
+import contextlib
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from django.db import connections, transaction
 
-from action_retrier import App
+from action_retrier import App, InvalidContext, SyncActionRetrier
+from action_retrier.drivers.django.address import url_of
 
-from ..stores import postgres_url
+from ..stores import SYSTEMS, open_system, postgres_url
+from .handle_kinds import add_alias
 
 SETTINGS = """
 DATABASES = {{"default": {database!r}}}
@@ -25,6 +31,7 @@ class Note(models.Model):
 """
 
 JOBS = """
+import threading
 import psycopg
 from action_retrier import App, SyncActionRetrier
 from django.db import connection, transaction
@@ -69,15 +76,27 @@ def note(ctx, text: str, how: str = ""):
         transaction.on_commit(fail)
     if how == "commits behind Django":
         ctx.db.execute("COMMIT")
+
+release, released = threading.Event(), threading.Event()
+
+@app.mutation(name="slow", timeout_ms=50)
+def slow(ctx, text: str):
+    from shop.models import Note
+    Note.objects.create(text=text)
+    if not release.is_set():
+        release.wait(0.1 if text == "here" else 30)
+        released.set()
 """
 
 TESTS = """
 import asyncio, contextlib
+from concurrent.futures import ThreadPoolExecutor
 import psycopg
+from django.core.cache import cache
 from django.db import connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
 from action_retrier import ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success
-from jobs import app, charge, found_open, note, receipt, retrier, shared, told
+from jobs import app, charge, found_open, note, receipt, release, released, retrier, shared, slow, told
 from shop.models import Note
 
 
@@ -184,6 +203,29 @@ class TestsWithAWorker(TransactionTestCase):
         with self.assertRaisesRegex(InvalidContext, "with app.transaction"):
             asyncio.run(enter())
 
+    def test_a_connection_that_cannot_be_used_is_refused(self):
+        with ThreadPoolExecutor() as threads, transaction.atomic():
+            call = threads.submit(retrier.run, connections["default"], charge, {"order_id": 1})
+            with self.assertRaisesRegex(InvalidContext, "of another thread"):
+                call.result()
+        with transaction.atomic():
+            connection.close()
+            with self.assertRaisesRegex(InvalidContext, "closed inside its atomic block"):
+                retrier.run(connection, charge, {"order_id": 1})
+        with self.assertRaisesRegex(InvalidContext, "holds no transaction"):
+            retrier.run(cache, charge, {"order_id": 1})
+
+    def test_a_mutation_that_takes_too_long_is_rolled_back(self):
+        # In this very thread nobody can take it away; in another one its connection is closed once it returns.
+        with self.assertRaisesRegex(Exception, "timeout_ms=50"):
+            app.run_mutation_sync(slow, {"text": "here"})
+        with self.assertRaisesRegex(Exception, "timeout_ms=50"):
+            asyncio.run(app.run_mutation(slow, {"text": "there"}))
+        release.set()
+        self.assertTrue(released.wait(30))
+        asyncio.run(app.run_mutation(slow, {"text": "next"}))
+        self.assertEqual(texts(), ["next"])
+
     def test_async_functions_are_no_mutations(self):
         async def wrong(ctx): ...
         with self.assertRaisesRegex(ValueError, "use def"):
@@ -217,7 +259,7 @@ def test_a_projects_tests_run(scripts: Any, tmp_path: Path, on: str) -> None:
 
     done = scripts.run("-W", "error::ResourceWarning", "-m", "django", "test", "--settings=settings", "-v2")
 
-    assert "Ran 10 tests" in done.stderr
+    assert "Ran 12 tests" in done.stderr
     assert "in use" not in done.stdout + done.stderr
 
 
@@ -247,5 +289,52 @@ def test_an_app_may_be_made_before_django_is_configured() -> None:
     app = App("django:default")
 
     assert "django:default" in repr(app)
+    assert app._database.url == "django:default"
+    app._database.close()  # which had nothing open
     with pytest.raises(ValueError, match="names no alias"):
         App("django:")
+
+
+def test_an_app_follows_its_alias(tmp_path: Path) -> None:
+    """Django's tests have it lead elsewhere; what was open at the old place is closed."""
+    app = App("django:follows")
+    places = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        with contextlib.closing(open_system("sqlite", folder)) as system:
+            add_alias("follows", system)
+            with contextlib.suppress(AttributeError):
+                del connections["follows"]
+            app._database.open()
+            places.append(app._database.underneath)  # type: ignore[attr-defined]
+            assert str(folder) in app.location
+    first, second = places
+    assert (first._pid, second._pid) == (0, os.getpid())
+    app._database.close()
+
+
+def test_a_connection_on_another_system_is_refused(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        sqlite, postgres = (stack.enter_context(contextlib.closing(open_system(one, tmp_path))) for one in SYSTEMS[:2])
+        add_alias("elsewhere", sqlite)
+        app = App(postgres.url)
+        app.action(name="charge")(charge)
+        stack.callback(app._database.close)
+        with (
+            transaction.atomic(using="elsewhere"),
+            pytest.raises(InvalidContext, match="on sqlite, by sqlite3, which the app cannot use"),
+        ):
+            SyncActionRetrier(app).run(connections["elsewhere"], "charge")
+        connections["elsewhere"].close()
+
+
+def charge() -> None: ...
+
+
+def test_the_role_that_django_assumes_is_assumed() -> None:
+    settings = {"NAME": "shop", "USER": "web", "OPTIONS": {"assume_role": "clerk", "options": "-c geqo=off"}}
+    url = url_of(SimpleNamespace(vendor="postgresql", alias="default", settings_dict=settings))
+
+    found = psycopg.conninfo.conninfo_to_dict(url)
+
+    assert found == {"dbname": "shop", "user": "web", "options": "-c geqo=off -c role=clerk"}

@@ -14,12 +14,23 @@ import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy import String, create_engine, event, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 
-from action_retrier import App, InProgress, InvalidContext, MutationCtx, RunNotFound, Success
+from action_retrier import (
+    ActionRetrier,
+    App,
+    DatabaseUnavailable,
+    InProgress,
+    InvalidContext,
+    MutationCtx,
+    RunNotFound,
+    Success,
+    SyncActionRetrier,
+)
+from action_retrier.drivers.sqlalchemy.urls import url_of
 from action_retrier.testing import ManualClock
 
 from ..stores import in_thread, postgres_url
@@ -182,6 +193,57 @@ async def test_callbacks_that_share_a_transaction_do_not_share_an_error(api: Pro
     assert [run.id for run in await api.all_runs(callback="pending")] == bad
 
 
+async def test_a_callback_that_ends_a_shared_transaction_takes_only_itself_back(api: Program) -> None:
+    """Its savepoint is gone with the transaction, so each of the others is done again by itself."""
+
+    async def cheat(ctx: MutationCtx, run_id: str) -> None:
+        ctx.session.add(Note(text=run_id))
+        if run_id == bad[0]:
+            await told(ctx.db.execute("ROLLBACK"))
+            raise LookupError(run_id)
+
+    done = api.scripted("done")
+    callback = api.mutation(cheat, isolation="read committed")
+    run_ids = [await api.run(api.app, done.action, on_complete=callback) for _ in range(4)]
+    bad = run_ids[2:3]
+    async with api.worker() as worker:
+        await worker.until_idle()
+
+    assert await api.texts() == sorted([*run_ids[:2], *run_ids[3:]])
+    assert [run.id for run in await api.all_runs(callback="pending")] == bad
+
+
+async def test_a_callback_that_takes_too_long_loses_a_shared_transaction_for_itself_only(api: Program) -> None:
+    """Nothing can be undone on a connection that it still has; the others are done again by themselves."""
+    stuck, given_up = threading.Event(), threading.Event()
+
+    async def hang(ctx: MutationCtx, run_id: str) -> None:
+        if run_id == bad[0] and not given_up.is_set():
+            stuck.set()
+            while api.is_async and not given_up.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({asyncio.get_running_loop().create_future()}, timeout=0.01)
+            assert given_up.wait(30)
+        ctx.session.add(Note(text=run_id))
+        await told(ctx.session.flush())
+
+    done = api.scripted("done")
+    callback = api.mutation(hang, isolation="read committed", timeout_ms=1000)
+    run_ids = [await api.run(api.app, done.action, on_complete=callback) for _ in range(4)]
+    bad = run_ids[2:3]
+
+    async def is_over() -> bool:
+        if stuck.is_set():
+            api.clock.advance(2000)
+        return await api.texts() == sorted([*run_ids[:2], *run_ids[3:]])
+
+    async with api.worker():
+        await api.eventually(is_over, within_s=30)
+        assert [run.id for run in await api.all_runs(callback="pending")] == bad
+        given_up.set()
+        await api.eventually(lambda: api.clock.advance(60_000) or api.all_runs(callback="done"))
+
+
 async def test_what_a_mutation_starts_is_part_of_its_transaction(api: Program) -> None:
     """By the ctx or by its session, which is a handle like any other; in a nested block of the session's too."""
     done = api.scripted("done")
@@ -235,8 +297,22 @@ async def commit_driver(ctx: MutationCtx, _: str) -> None:
     ctx.session.add(Note(text="bad"))
 
 
+async def commit_driver_and_begin(ctx: MutationCtx, _: str) -> None:
+    await told(ctx.db.execute("COMMIT"))
+    await told(ctx.db.execute("BEGIN"))
+
+
 @pytest.mark.parametrize(
-    "ending", [commit, commit_swallowed, commit_connection, roll_back, roll_back_and_go_on, commit_driver]
+    "ending",
+    [
+        commit,
+        commit_swallowed,
+        commit_connection,
+        roll_back,
+        roll_back_and_go_on,
+        commit_driver,
+        commit_driver_and_begin,
+    ],
 )
 async def test_ending_the_transaction_is_an_error_and_no_way_out(api: Program, ending: Callable[..., Any]) -> None:
     with pytest.raises(RuntimeError, match="user code .*(committed|rolled back|ended)"):
@@ -244,6 +320,68 @@ async def test_ending_the_transaction_is_an_error_and_no_way_out(api: Program, e
 
     assert await api.texts() == []
     await api.run_mutation(api.mutation(add_note))  # and the next one finds a sound connection
+    assert await api.texts() == ["a note"]
+
+
+async def test_a_call_after_the_end_of_the_transaction_is_refused(api: Program) -> None:
+    """It would have a transaction of its own, or none."""
+    done = api.scripted("done")
+
+    async def end_and_start(ctx: MutationCtx, _: str) -> None:
+        await told(ctx.db.execute("ROLLBACK"))
+        await told(api.retrier.run(ctx, done.action))
+
+    with pytest.raises(RuntimeError, match="user code ended the transaction"):
+        await api.run_mutation(api.mutation(end_and_start))
+
+    assert await api.all_runs() == []
+
+
+@pytest.mark.parametrize("driver", [one for one in DRIVERS if one.startswith("postgresql")], indirect=True)
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
+async def test_an_error_that_fails_the_transaction_commits_nothing(api: Program, *, swallowed: bool) -> None:
+    """PostgreSQL goes on with no transaction after an error; whoever swallows that is told so in the end."""
+
+    async def divide(ctx: MutationCtx, _: str) -> None:
+        await told(ctx.db.execute("INSERT INTO notes (text) VALUES ('lost')"))
+        with contextlib.suppress(Exception) if swallowed else contextlib.nullcontext():
+            await told(ctx.db.execute("SELECT 1 / 0"))
+
+    with pytest.raises(Exception, match="transaction (is aborted|has failed)" if swallowed else "division by zero"):
+        await api.run_mutation(api.mutation(divide))
+
+    assert await api.texts() == []
+
+
+@pytest.mark.parametrize("driver", [one for one in DRIVERS if one.startswith("postgresql")], indirect=True)
+async def test_a_mutation_whose_session_is_lost_says_so(api: Program) -> None:
+    """The pool gets no connection back that cannot even roll back."""
+
+    async def lose(ctx: MutationCtx, _: str) -> None:
+        ctx.session.add(Note(text="lost"))
+        await told(ctx.session.flush())
+        await told(ctx.session.execute(sqlalchemy.text("SELECT pg_terminate_backend(pg_backend_pid())")))
+
+    with pytest.raises((DatabaseUnavailable, DBAPIError, psycopg.OperationalError)):
+        await api.run_mutation(api.mutation(lose))
+
+    await api.run_mutation(api.mutation(add_note))
+    assert await api.texts() == ["a note"]
+
+
+async def test_a_nested_block_of_the_sessions_is_user_codes(api: Program) -> None:
+    """Its commit releases a savepoint."""
+
+    async def nest(ctx: MutationCtx, _: str) -> None:
+        nested = await told(ctx.session.begin_nested())
+        ctx.session.add(Note(text="a note"))
+        await told(nested.commit())
+        nested = await told(ctx.session.begin_nested())
+        ctx.session.add(Note(text="undone"))
+        await told(nested.rollback())
+
+    await api.run_mutation(api.mutation(nest))
+
     assert await api.texts() == ["a note"]
 
 
@@ -332,6 +470,114 @@ async def test_a_transaction_of_the_apps_gives_its_session(api: Program) -> None
     assert await api.status(api.app, run_id) == InProgress()
 
 
+def charge() -> None: ...
+
+
+async def test_its_transactions_are_any_apps_on_the_same_database(api: Program) -> None:
+    """Judged by the installation, not by the way there."""
+    other = App(url_of(getattr(api.engine, "sync_engine", api.engine)), clock=api.clock)
+    other.action(name="charge")(charge)
+    retrier: Any = (ActionRetrier if api.is_async else SyncActionRetrier)(other)
+    async with api.transaction() as ctx:
+        run_id = await api.call(retrier.run, ctx, "charge")
+
+    assert await api.call(retrier.status, other, run_id) == InProgress()
+    assert "CREATE TABLE" in api.app._database.schema_sql()
+    await api.call(other._database.close)
+
+
+@contextlib.contextmanager
+def waiting_to_write(
+    api: Program, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Keep the engine's next transaction waiting for its turn; yields what tells that it waits, and what ends that."""
+    waits, go_on = threading.Event(), threading.Event()
+    underneath = api.app._database.underneath  # type: ignore[attr-defined]
+    turn = underneath.turn_to_write
+
+    @contextlib.contextmanager
+    def slow_turn() -> Iterator[None]:
+        with turn():
+            waits.set()
+            assert go_on.wait(30)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(underneath, "turn_to_write", slow_turn)
+        yield waits, go_on
+
+
+async def test_whoever_no_longer_waits_for_a_transaction_leaves_it_to_nobody(
+    api: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From async code, on a blocking engine too: it is left as soon as it has been entered."""
+    mutation = api.mutation(add_note)
+    with waiting_to_write(api, monkeypatch) as (waits, go_on):
+        calling = asyncio.ensure_future(api.app.run_mutation(mutation))
+        assert await asyncio.to_thread(waits.wait, 30)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        go_on.set()
+
+    assert await api.texts() == []
+    await asyncio.wait_for(api.app.run_mutation(mutation), 30)
+    assert await api.texts() == ["a note"]
+
+
+async def test_a_transaction_that_cannot_be_entered_says_why(api: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From async code, on a blocking engine too."""
+    mutation = api.mutation(add_note)
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app._database, "_begin", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await api.app.run_mutation(mutation)
+
+    await asyncio.wait_for(api.app.run_mutation(mutation), 30)
+    assert await api.texts() == ["a note"]
+
+
+async def test_a_transaction_that_is_left_without_an_error_after_it_was_abandoned_commits_nothing(api: Program) -> None:
+    database = api.app._database
+    if api.is_async:
+        async with database.transaction() as transaction:
+            transaction.abandon()
+    else:
+        with database.transaction_sync() as transaction:
+            transaction.abandon()
+            with contextlib.suppress(Exception):  # whoever goes on with it learns that it has been cut off
+                transaction.connection("sync").execute("SELECT 1")
+
+    await asyncio.wait_for(api.app.run_mutation(api.mutation(add_note)), 30)
+    assert await api.texts() == ["a note"]
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "postgresql+psycopg"], indirect=True)
+async def test_a_def_mutation_that_takes_too_long_keeps_no_async_caller_waiting(api: Program) -> None:
+    """The thread that it does not leave is given up with it, and others get another one."""
+    release = threading.Event()
+    ended = threading.Event()
+
+    async def hang(ctx: MutationCtx, _: str) -> None:
+        assert release.wait(30)
+        with contextlib.suppress(Exception):  # goes on with what is not its own any more
+            await told(ctx.db.execute("SELECT 1"))
+        ended.set()
+
+    real = App(api.engine)
+    mutation = real.mutation(name="hang", timeout_ms=50)(colored(api.engine, hang))
+    with pytest.raises(Exception, match="timeout_ms=50"):
+        await asyncio.wait_for(real.run_mutation(mutation), 30)
+    # More at once than lanes are kept, too.
+    await asyncio.gather(*(api.app.run_mutation(api.mutation(add_nothing)) for _ in range(8)))
+    release.set()
+    assert await asyncio.to_thread(ended.wait, 30)
+    await asyncio.to_thread(real._database.close)
+
+
+async def add_nothing(ctx: MutationCtx, _: str) -> None: ...
+
+
 async def test_where_the_database_is_can_be_shown(api: Program) -> None:
     assert "secret" not in repr(api.app) + api.app.location + api.app._database.url
 
@@ -382,6 +628,13 @@ def test_an_engine_whose_address_cannot_be_told_is_refused(tmp_path: Path) -> No
     for engine in (made, listening, create_engine("postgresql+psycopg://", poolclass=NullPool)):
         with pytest.raises(ValueError, match="give the App the database's URL instead"):
             App(engine)
+
+
+def test_an_engine_of_a_kind_that_cannot_be_used_is_refused() -> None:
+    engine = create_engine("sqlite+pysqlcipher://:secret@/x.db", module=sqlite3)
+    with pytest.raises(ValueError, match=r"of a kind that this library cannot use: make it with") as failure:
+        App(engine)
+    assert "secret" not in str(failure.value)
 
 
 @pytest.mark.parametrize("given", [7, object(), Path("x.db")])

@@ -703,6 +703,16 @@ async def test_a_transaction_of_another_app_on_the_same_database_is_accepted(api
     assert await api.status(api.app, run_id) == InProgress()
 
 
+async def test_an_app_that_is_not_open_yet_takes_a_transaction_of_another_app(api):
+    """To open it would mean to wait for the very transaction."""
+    other = api.sibling()
+    done = other.scripted("done")
+    async with api.transaction() as ctx:
+        run_id = await asyncio.wait_for(other.run(ctx, done.action), 30)
+    assert await api.status(api.app, run_id) == InProgress()
+    await other.call(other.app._database.close)
+
+
 async def test_another_app_is_refused(api, tmp_path):
     """The `app` itself: a retrier serves its own app's database, not another's."""
     done = api.scripted("done")

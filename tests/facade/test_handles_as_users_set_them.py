@@ -394,6 +394,30 @@ def test_an_invalidated_connection_is_refused(sqlite: SqliteSystem, app: App, en
             SyncActionRetrier(app).run(connection, "charge")
 
 
+async def test_a_connection_that_was_not_started_is_refused(sqlite: SqliteSystem, app: App) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{sqlite.path}")
+    with pytest.raises(InvalidContext, match="has not been started; await it"):
+        await ActionRetrier(app).run(engine.connect(), "charge")
+
+
+def test_a_session_whose_transaction_has_ended_is_refused(
+    sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine
+) -> None:
+    """Within its `with` block SQLAlchemy begins no other."""
+    with Session(engine) as session, session.begin():
+        session.commit()
+        with pytest.raises(InvalidContext, match=r"that cannot be used now \(Can't operate on closed transaction"):
+            SyncActionRetrier(app).run(session, "charge")
+
+
+def test_a_session_on_another_system_is_refused(postgres: PostgresSystem, app: App, tmp_path: Path) -> None:
+    with (
+        Session(sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'x.db'}", poolclass=NullPool)) as session,
+        pytest.raises(InvalidContext, match="on sqlite by pysqlite, which the app cannot use; make the engine with"),
+    ):
+        SyncActionRetrier(app).run(session, "charge")
+
+
 def test_a_session_with_two_databases_has_to_choose(
     sqlite: SqliteSystem, app: App, engine: sqlalchemy.Engine, tmp_path: Path
 ) -> None:

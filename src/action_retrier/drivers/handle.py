@@ -127,7 +127,7 @@ class Handle(ABC):
 
     def execute(self, statement: Statement) -> Rows:
         """Run one statement, blocking; whatever cursors and factories the user's connection has."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - async clients have no blocking calls
 
     async def execute_async(self, statement: Statement) -> Rows:
         """Run one statement; whatever cursors and factories the user's connection has."""

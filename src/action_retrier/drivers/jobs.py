@@ -197,7 +197,8 @@ def deliver(jobs: list[Job]) -> bool:
     for job in jobs:
         if isinstance(job, LoopJob):
             loops.setdefault(job.loop, []).append(job)
-        elif isinstance(job, ThreadJob):
+        else:
+            assert isinstance(job, ThreadJob)
             job.done.set()
     for loop, theirs in loops.items():
         try:

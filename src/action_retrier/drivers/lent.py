@@ -71,11 +71,6 @@ class LentDatabase(ABC):
     # What is the same underneath.
 
     @property
-    def url(self) -> str:
-        """The address, with the password masked."""
-        return self.underneath.url
-
-    @property
     def location(self) -> str:
         """Where it is, for people."""
         return self.underneath.location

@@ -187,15 +187,15 @@ class AwaitedTransaction(LentTransaction, ABC):
 
     def run_sync(self, op: Op[T]) -> T:
         """Never called: an async engine has async mutations."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - never called
 
     def user_code_sync(self) -> contextlib.AbstractContextManager[None]:
         """Never called, as `run_sync`."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - never called
 
     def savepoint_sync(self) -> contextlib.AbstractContextManager[None]:
         """Never called, as `run_sync`."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - never called
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:

@@ -70,7 +70,7 @@ class DjangoHandle:
 
     async def run(self, op: Op[T]) -> T:
         """Never called: the async retrier refuses the handle."""
-        return self.run_sync(op)
+        raise NotImplementedError  # pragma: no cover - never called
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""

@@ -96,16 +96,17 @@ class EngineDatabase(_EngineDatabase):
                     drive(handle.begin(), handle.execute)
                 remember_begun(connection)
                 transaction = EngineTransaction(connection, handle, turn, lane)
-                yield transaction
-                transaction.commit()
+                try:
+                    yield transaction
+                    transaction.commit()
+                finally:
+                    transaction.is_open = False
             except BaseException:
                 if transaction is None or not transaction.is_abandoned:
                     _roll_back(connection)
                 raise
             finally:
                 _return(connection, is_abandoned=transaction is not None and transaction.is_abandoned)
-                if transaction is not None:
-                    transaction.is_open = False
         self.committed()
 
     @contextlib.asynccontextmanager
@@ -153,7 +154,7 @@ class AsyncEngineDatabase(_EngineDatabase):
 
     def transaction_sync(self, isolation: Isolation = "read committed", *, idle_s: float = IDLE_S) -> Any:
         """Never called: an async engine has async mutations and transactions."""
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - never called
 
     @contextlib.asynccontextmanager
     async def transaction(
