@@ -120,10 +120,11 @@ class World:
     async def _rest(self) -> None:
         """Every worker comes to rest; one dies, which the others notice soon; the others sign off."""
         living = [machine for machine in self.machines if machine.process.is_alive and not machine.is_stopping]
-        resting = [machine.process.spawn(machine.worker.until_idle()) for machine in living]
+        resting = [machine.process.spawn(machine.rest()) for machine in living]
         if resting:
             await asyncio.wait(resting, timeout=_PATIENCE_S)
         self.oracle.expect(all(task.done() for task in resting), "a worker never comes to rest")
+        self.oracle.expect(not any(task.exception() for task in resting if task.done()), "a worker cannot rest")
         await self._start_in_silence()
         if len(living) > 1:
             await self._lose_one(living.pop())
@@ -146,13 +147,13 @@ class World:
     async def _lose_one(self, machine: Machine) -> None:
         """A lock file tells a death at once, to who looks: after a long look he rests; a lease takes two leases."""
         limit_s = 7.0 if self.is_host else 35.0
-        worker = machine.worker.id
+        workers = {worker.id for worker in machine.workers}
         self.server.end_sessions_of(machine.process)
         machine.process.die()
         self.oracle.note("world", f"{machine.process} dies")
 
         def is_buried() -> bool:
-            return not self.store.rows("SELECT 1 FROM action_retrier_workers WHERE id = ?", worker)
+            return not workers & {row["id"] for row in self.store.rows("SELECT id FROM action_retrier_workers")}
 
         await self._until(is_buried, self.loop.now_s + limit_s)
         self.oracle.expect(is_buried(), f"I1: nobody noticed the death of {machine.process} within {limit_s:.0f} s")
