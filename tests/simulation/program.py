@@ -42,6 +42,12 @@ async def work(ctx: Any, plan: dict[str, Any]) -> dict[str, Any]:
     if plan["blocks"] and nth == 1:
         machine.world.injected["an action blocks its event loop"] += 1
         machine.process.block(plan["blocks"])
+    if plan["freezes"]:
+        # The first execution goes on while the second is under way, if a lease has ended meanwhile.
+        machine.world.injected["an action is stopped with its process"] += nth == 1
+        if nth == 1:
+            machine.process.freeze(plan["freezes"])
+        await asyncio.sleep(_AGAIN_S if nth == 1 else plan["freezes"] / 2)
     if plan["stays"]:
         machine.world.injected["an action may ignore its cancellation"] += 1
         with contextlib.suppress(asyncio.CancelledError):
