@@ -27,8 +27,9 @@ from .server import Server
 from .store import Store
 
 _LOOK_S = 0.2
+_SHARE = 0.4  # of the histories, for what takes long
 _PROMPTLY_S = 7.0  # after a long look a worker rests for 5 s
-_WATCH_S = 0.75  # three times as long as it is: looking after others is half of what idle workers do
+_WATCH_S = 1.5  # six times as long as it is: looking after others is half of what idle workers do
 _PATIENCE_S = 150.0
 """After the last accident everything must have ended within this."""
 _LOGGER = logging.getLogger("action_retrier")
@@ -125,8 +126,9 @@ class World:
             await asyncio.wait(resting, timeout=_PATIENCE_S)
         self.oracle.expect(all(task.done() for task in resting), "a worker never comes to rest")
         self.oracle.expect(not any(task.exception() for task in resting if task.done()), "a worker cannot rest")
-        await self._start_in_silence()
-        if len(living) > 1:
+        if self.rng.random() < _SHARE:
+            await self._start_in_silence()
+        if len(living) > 1 and self.rng.random() < _SHARE:
             await self._lose_one(living.pop())
         for machine in living:
             machine.process.spawn(machine.stop())
@@ -146,7 +148,7 @@ class World:
 
     async def _lose_one(self, machine: Machine) -> None:
         """A lock file tells a death at once, to who looks: after a long look he rests; a lease takes two leases."""
-        limit_s = 7.0 if self.is_host else 35.0
+        limit_s = 8.0 if self.is_host else 35.0
         workers = {worker.id for worker in machine.workers}
         self.server.end_sessions_of(machine.process)
         machine.process.die()
