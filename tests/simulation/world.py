@@ -30,8 +30,8 @@ _LOOK_S = 0.2
 _SHARE = 0.4  # of the histories, for what takes long
 _PROMPTLY_S = 7.0  # after a long look a worker rests for 5 s
 _WATCH_S = 0.75  # three times as long as it is: looking after others is half of what idle workers do
-_PATIENCE_S = 150.0
-"""After the last accident everything must have ended within this."""
+_PATIENCE_S = 500.0
+"""After the last accident everything must have ended within this: suspects are executed one after the other."""
 _LOGGER = logging.getLogger("action_retrier")
 
 
