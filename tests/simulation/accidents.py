@@ -75,7 +75,7 @@ class Accidents:
 
     @staticmethod
     def _stop(machine: Machine, _: float) -> float:
-        if not machine.is_stopping and machine.worker is not None:
+        if not machine.is_stopping and machine.workers:
             machine.process.spawn(machine.stop())
         return 0
 

@@ -51,6 +51,7 @@ class Client:
             "how": rng.choice(["raise", "raise", "later", "never", "cancel"]),
             "kills": rng.choice([0] * 12 + [1, 9]),
             "blocks": rng.choice([0] * 20 + [3, 12]),
+            "freezes": rng.choice([0] * 12 + [rng.uniform(10.5, 14)]),
             "stays": rng.choice([0] * 8 + [0.5, 3]),
             "mutates": rng.random() < 0.2,
         }

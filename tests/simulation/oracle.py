@@ -318,7 +318,7 @@ class Oracle:
         }
         try:
             invariants.check(snapshot)
-        except AssertionError as error:
+        except (AssertionError, KeyError) as error:
             self.blame(f"in the end: {error}")
         there = {row["id"] for row in snapshot["runs"]}
         for run_id in self.known - there - self.cleanups_asked:

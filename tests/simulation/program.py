@@ -42,6 +42,12 @@ async def work(ctx: Any, plan: dict[str, Any]) -> dict[str, Any]:
     if plan["blocks"] and nth == 1:
         machine.world.injected["an action blocks its event loop"] += 1
         machine.process.block(plan["blocks"])
+    if plan["freezes"]:
+        # The first execution goes on while the second is under way, if a lease has ended meanwhile.
+        machine.world.injected["an action is stopped with its process"] += nth == 1
+        if nth == 1:
+            machine.process.freeze(plan["freezes"])
+        await asyncio.sleep(_AGAIN_S if nth == 1 else plan["freezes"] / 2)
     if plan["stays"]:
         machine.world.injected["an action may ignore its cancellation"] += 1
         with contextlib.suppress(asyncio.CancelledError):
@@ -145,7 +151,8 @@ class Machine:
         with _making(self.database, self.process.rng):
             self.app = App("sqlite:///simulated", clock=self.process)
         self.retrier = ActionRetrier(self.app, initial_backoff_ms=200, max_backoff_ms=2000, max_failures=2)
-        self.worker: Any = None
+        self.workers: list[Any] = []
+        """Those that have started."""
         self.is_stopping = False
 
     def _witness_renewals(self) -> None:
@@ -179,22 +186,28 @@ class Machine:
         await asyncio.get_running_loop().create_future()
 
     async def work(self) -> None:
-        """Begin a worker, once the database can be reached."""
-        rng = self.world.rng
-        self.worker = self.app.worker(concurrency=rng.choice([1, 2, 5]), grace_ms=rng.choice([0, 500, 5000])).make()
-        while True:
-            try:
-                await self.worker.start()
-            except DatabaseUnavailable:
-                await asyncio.sleep(_AGAIN_S)
-            else:
-                return
+        """Begin a worker, or two, once the database can be reached."""
+        rng = self.process.rng
+        for _ in range(rng.choice([1, 1, 1, 1, 1, 2])):
+            worker = self.app.worker(concurrency=rng.choice([1, 2, 5]), grace_ms=rng.choice([0, 500, 5000])).make()
+            while True:
+                try:
+                    await worker.start()
+                except DatabaseUnavailable:
+                    await asyncio.sleep(_AGAIN_S)
+                else:
+                    self.workers.append(worker)
+                    break
+
+    async def rest(self) -> None:
+        """Wait until there is nothing to do."""
+        for worker in self.workers:
+            await worker.until_idle()
 
     async def stop(self) -> None:
-        """Stop the worker, as SIGTERM would."""
+        """Stop the workers, as SIGTERM would."""
         self.is_stopping = True
-        with contextlib.suppress(AttributeError):  # it has not started yet
-            await self.worker.stop()
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
         loop = self.world.loop
         loop.call_on(loop.world, 0.001, self.process.die)
 

@@ -31,6 +31,7 @@ from .process import EPOCH_US, Process
 from .store import Store
 
 _LEASE_US = 10_000_000  # as claim_runs.sql has it on PostgreSQL
+_HEARD = 0.9
 _CLAIMS = frozenset({"claim_runs", "claim_suspects", "claim_callbacks"})
 
 
@@ -216,10 +217,14 @@ class Server:
 
     def _tell(self, process: Process, what: str) -> None:
         assert self.witness is not None
+        has_changed = any(self.store.touched.values())
         self.witness.committed(process, what)
-        for one in () if self.is_silent else self.changes:
-            if one.active and one.process.rng.random() < 0.9:
-                self.loop.call_on(one.process.lane, self.way_s(one.process), one.ring)
+        if not has_changed or self.is_silent:
+            return
+        is_told = not self.is_host and ("insert_runs" in what or "retry_runs" in what)
+        for one in self.changes:
+            if one.active and one.process.rng.random() < _HEARD:
+                self.loop.call_on(one.process.lane, self.way_s(one.process), one.ring, is_told)
 
     def way_s(self, process: Process) -> float:
         """Return how long a message takes."""
@@ -312,8 +317,8 @@ class Subscription:
     async def tune(self, worker: str, *, busy: bool) -> float | None:
         return None
 
-    def ring(self) -> None:
-        self.was_told = not self._server.is_host
+    def ring(self, is_told: bool) -> None:  # noqa: FBT001 - a callback
+        self.was_told = self.was_told or is_told
         self._call()
 
     def close(self) -> None:
