@@ -12,10 +12,13 @@ DATABASE ?= sqlite
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 10000
+STEPS ?= 50000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test coverage properties simulation mutants storm soak hosts pgbouncer pgstorm check lint types layers \
+	docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,12 +37,35 @@ demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=po
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
 	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
 
+# Apart from what takes processes by the dozen. Those behind PgBouncer, where there is one, see what is done for it.
+coverage: $(VENV)/.dev ## Measure which branches of floors 0 to 3 the tests see: as long as they take
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 -m "not slow and not storm" --ignore=tests/docs $(TEST_ARGS)
+	ACTION_RETRIER_TEST_PGBOUNCER=1 $(BIN)/coverage run -m pytest -k pgbouncer tests/conformance/test_transactions.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
 
-storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
-	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
+properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
+	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
+
+# SEED=123 replays one, and tells everything.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100 SEED=7)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
+
+storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand answers of PostgreSQL: half an hour
+	$(BIN)/pytest -m slow tests/crash/test_storm.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
+
+# Both databases, unless one is named.
+SOAKED := $(if $(filter file,$(origin DATABASE)),both,$(DATABASE))
+DURATION ?= 1h
+SOAK_ARGS ?=
+
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7)
+	$(BIN)/python -m tests.soak --database $(SOAKED) --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \
@@ -92,7 +118,7 @@ build: $(VENV)/.dev ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove whatever can be made again
-	rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, so that a second run installs nothing. The install is editable: only pyproject.toml can outdate it.

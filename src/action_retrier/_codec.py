@@ -59,8 +59,6 @@ def encode(adapter: "TypeAdapter[Any]", value: object) -> str:
     try:
         data = adapter.dump_json(value, warnings=False)
         text = data.decode()
-    except RecursionError:
-        raise NotJSONError("it is nested too deeply") from None
     except (ValueError, TypeError) as error:  # pydantic's serialization errors are ValueErrors
         raise NotJSONError(_first_line(error)) from None
     # pydantic writes NaN as null (in models and in Any), so a null is a reason to look.

@@ -116,7 +116,7 @@ class Incarnation:
             if claimant.id == self._claimant.id:
                 self._claimant, self._known = claimant, known
 
-    def end(self) -> None:
+    def end(self, *, signed_off: bool = True) -> None:
         """Give up the lease."""
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
+        assert self._heartbeat is not None
+        self._heartbeat.stop(signed_off=signed_off)

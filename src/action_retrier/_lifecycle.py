@@ -208,8 +208,8 @@ def describe(outcome: Outcome) -> Failure:
             return Failure("WorkerLost", f"worker {worker} died or lost its lease while the attempt was running")
         case WorkerStopped():
             return Failure("WorkerStopped", "the worker was stopped and the attempt did not end within the grace time")
-        case Succeeded() | NotBegun():
-            raise AssertionError(f"{outcome!r} is not a failure")
+    rest: Succeeded | NotBegun = outcome  # the type checker sees that every failure has its words above
+    raise AssertionError(f"{rest!r} is not a failure")
 
 
 def callback_delay_us(tries: int, rng: Random) -> int:

@@ -56,15 +56,16 @@ class Mutations:
         refuse_inside_transaction(self._database.turn)
         if mutation.signature.is_async:
             return run_in_loop(lambda: self._run_async(mutation, arguments))
-        for pause_s in self._pauses_s():
+        pauses_s = self._pauses_s()
+        while True:
             try:
                 with self._database.transaction_sync(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
                     return self._call_sync(transaction, mutation, arguments)
             except BaseException as error:
-                if pause_s is None or not self._database.is_transient(error):
+                pause_s = self._pause_after(error, pauses_s)
+                if pause_s is None:
                     raise
             self._between.wait(pause_s)
-        raise AssertionError
 
     async def _run_async(self, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
         return await self.in_transaction(mutation, lambda transaction: self.call(transaction, mutation, arguments))
@@ -75,21 +76,25 @@ class Mutations:
 
         After a serialization failure or a deadlock it is run again, in another one.
         """
-        for pause_s in self._pauses_s():
+        pauses_s = self._pauses_s()
+        while True:
             try:
                 async with self._database.transaction(mutation.isolation, idle_s=_idle_s(mutation)) as transaction:
                     return await body(transaction)
             except BaseException as error:
-                if pause_s is None or not self._database.is_transient(error):
+                pause_s = self._pause_after(error, pauses_s)
+                if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)
-        raise AssertionError
 
-    def _pauses_s(self) -> Iterator[float | None]:
-        """Yield how long to wait after each try; None is the last one."""
+    def _pauses_s(self) -> Iterator[float]:
+        """Yield how long to wait after each try but the last one."""
         for tried in range(_TRIES - 1):
             yield _SHORTEST_PAUSE_S * 2**tried * self._rng.random()
-        yield None
+
+    def _pause_after(self, error: BaseException, pauses_s: Iterator[float]) -> float | None:
+        """Return how long to wait before it is done again; None if it is not."""
+        return next(pauses_s, None) if self._database.is_transient(error) else None
 
     async def call(self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
         """

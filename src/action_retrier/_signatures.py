@@ -86,8 +86,6 @@ class Signature:
         try:
             return TypeAdapter(hint)
         except PydanticUserError as error:
-            if error.code in {"class-not-fully-defined", "undefined-annotation"}:
-                raise NameError(str(error)) from None  # a forward reference inside: tried again at the first use
             for one in parameters:
                 self.adapter_of(one)  # raises for the one that is to blame
             raise ValueError(

@@ -194,7 +194,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._claiming.close()
         self._executions.close()
-        worker = self.id
+        worker, signed_off = self.id, True
         try:
             # What could not be reported in time is settled like a dead worker's: nothing is left behind.
             begun = self._executions.begun() | self._reporter.unwritten_begun()
@@ -203,8 +203,9 @@ class Worker:
             )
         except DatabaseUnavailable as error:
             # Others will notice the free lease and recover what is left.
+            signed_off = False
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
-        self._incarnation.end()
+        self._incarnation.end(signed_off=signed_off)
         self._stopped = True
         self._claiming.tell_of_the_end()
         if self._executions:
@@ -215,9 +216,12 @@ class Worker:
         """Repeat *body*; whatever it raises, the worker lives on."""
         backoff = _SHORTEST_BACKOFF_S
         while True:
+            began_s = self._loop.time()
             try:
                 await body()
             except DatabaseUnavailable as error:
+                if self._loop.time() - began_s > _LONGEST_BACKOFF_S:
+                    backoff = _SHORTEST_BACKOFF_S  # the database has waited for better times already
                 logger.warning("%s: %s; trying again in %.1f s", name, error.problem, backoff)
             except Exception:  # noqa: BLE001 - the loop's boundary: our own bug must not end the worker
                 logger.exception("%s: unexpected error; trying again in %.1f s", name, backoff)

@@ -1,5 +1,6 @@
 """`doctor`: what it finds, how grave it is, and what it says to do."""
 
+import os
 import signal
 import sqlite3
 from contextlib import closing
@@ -348,3 +349,47 @@ def test_a_network_file_system_is_a_warning(doctor, shop, folder, monkeypatch):
 
     assert verdict == "warning"
     assert told.startswith("nfs4: ")
+
+
+def told_by(path, what):
+    """Return what the checks of a file say of one thing."""
+    return next((verdict, told) for name, verdict, told in diagnosis.diagnose(path) if name == what)
+
+
+def test_a_file_that_is_not_there_is_an_error(folder):
+    assert told_by(folder / "no.db", "database file") == (
+        "error",
+        f"{folder}/no.db does not exist: `action-retrier migrate` creates it",
+    )
+
+
+def test_a_file_that_this_user_may_not_write_is_a_warning(shop, folder, monkeypatch):
+    """Root may write anywhere, so the answer of the system is made up."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+
+    verdict, told = told_by(folder / "job.db", "database file")
+
+    assert (verdict, told) == ("warning", f"this user may not write {folder}; workers must be able to")
+
+
+def test_a_schema_of_an_older_version_is_an_error(shop, folder, monkeypatch):
+    monkeypatch.setattr(diagnosis, "newest_version", lambda: 2)
+
+    verdict, told = told_by(folder / "job.db", "schema")
+
+    assert (verdict, told) == ("error", "version 1, and this code needs 2: run `action-retrier migrate`")
+
+
+def test_a_check_that_fails_itself_is_an_error(shop, folder):
+    """Whatever SQLite says of it, it does not say that all is well."""
+    with closing(sqlite3.connect(folder / "job.db")) as db:
+        db.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_PRAGMA else 0)
+
+        assert diagnosis._check_integrity(db, folder / "job.db") == ("integrity", "error", "not authorized")
+
+
+def test_where_the_mounts_cannot_be_read_the_file_system_is_not_known(shop, folder, monkeypatch):
+    """There is no such file on macOS."""
+    monkeypatch.setattr(diagnosis, "_MOUNTS", folder / "no mounts")
+
+    assert told_by(folder / "job.db", "file system") == ("ok", "not known here; it must be a local one")

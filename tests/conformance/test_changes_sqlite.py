@@ -1,6 +1,8 @@
 """Wake-ups on SQLite: whoever commits to the file, on whatever table, rings."""
 
+import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -35,3 +37,22 @@ def test_what_is_committed_while_nobody_listens_is_heard_of_afterwards(store: St
     bell.subscription.active = True
 
     assert bell.rings()
+
+
+def test_a_look_that_fails_is_no_end_of_looking(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a hint is lost; the next look has a new connection."""
+    changes: Any = store.database.changes
+    connect, failed = changes._connect, []
+
+    def fail_once() -> sqlite3.Connection:
+        if not failed:
+            failed.append(1)
+            raise sqlite3.OperationalError("disk I/O error")
+        return connect()
+
+    monkeypatch.setattr(changes, "_connect", fail_once)
+    bell = Bell(store)
+
+    assert bell.rings()
+    bell.subscription.close()
+    assert failed == [1]

@@ -446,6 +446,29 @@ async def test_a_pending_callback_that_raises_waits_for_its_next_try(bench: Benc
     assert (bench.notes, bench.state(row)) == (["called"], ("canceled", "done", 3))
 
 
+async def test_a_callback_whose_worker_is_cut_off_is_no_failed_try(bench: Bench) -> None:
+    """A cancellation of the task that calls it is none of the callback's: what it wrote is undone, and it stays claimed."""
+    begun = asyncio.Event()
+
+    async def wait(ctx: Any) -> None:
+        bench.note(ctx, "called")
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    bench.callback(wait)
+    row = await owed(bench, "canceled")
+    assert bench.worker is not None
+    before = bench.store.snapshot()
+    calling = asyncio.create_task(bench.completion.call_back(row, bench.worker.id))
+    await asyncio.wait_for(begun.wait(), 30)
+
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+
+    assert (bench.notes, bench.store.snapshot()) == ([], before)
+
+
 async def test_a_try_that_is_no_longer_the_current_one_calls_nothing(bench: Bench) -> None:
     """I4: the mark comes first, under the try's fence; without it there is no call."""
     called = []

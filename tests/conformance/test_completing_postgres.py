@@ -43,6 +43,7 @@ ASYNC: dict[str, Callable[[Any], Awaitable[object]]] = {
     "rollback": lambda db: db.rollback(),
     "async with db": lambda db: db.__aexit__(None, None, None),
     "a cursor": lambda db: db.cursor().execute("COMMIT"),
+    "a stream": lambda db: db.cursor().stream("COMMIT").__anext__(),
     "a copy": lambda db: db.cursor().copy("COMMIT").__aenter__(),
     "executemany": lambda db: db.cursor().executemany("COMMIT", [()]),
 } | {name: lambda db, text=text: db.execute(text) for name, text in TEXTS.items()}  # type: ignore[misc]
@@ -245,3 +246,59 @@ async def completed(bench: Bench, callback: Callable[..., Any], isolation: Any) 
     assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3
     assert bench.notes == ["first", "second", "third"]
     assert bench.store.status(bench.store.start()) == InProgress()
+
+
+@pytest.mark.parametrize("colour", ["def", "async def"])
+async def test_whatever_does_not_end_the_transaction_is_user_codes_to_do(bench: Bench, colour: str) -> None:
+    """Many rows at once, rows one by one, COPY."""
+    table = f"{bench.store.system.schema}_own.notes"  # type: ignore[attr-defined]
+    insert, select = f"INSERT INTO {table} (text) VALUES (%s)", f"SELECT text FROM {table} ORDER BY text"  # noqa: S608
+    seen = []
+
+    def write(ctx: Any) -> None:
+        cursor = ctx.db.cursor()
+        cursor.executemany(insert, [["a"], ["b"]])
+        with cursor.copy(f"COPY {table} (text) FROM STDIN") as copy:
+            copy.write_row(["c"])
+        seen.extend(cursor.stream(select))
+
+    async def write_async(ctx: Any) -> None:
+        cursor = ctx.db.cursor()
+        await cursor.executemany(insert, [["a"], ["b"]])
+        async with cursor.copy(f"COPY {table} (text) FROM STDIN") as copy:
+            await copy.write_row(["c"])
+        seen.extend([row async for row in cursor.stream(select)])
+
+    bench.callback(write if colour == "def" else write_async)
+    row = bench.claimed()
+
+    await bench.complete([row])
+
+    assert (bench.state(row)[1], bench.notes, seen) == ("done", ["a", "b", "c"], [("a",), ("b",), ("c",)])
+
+
+@pytest.mark.parametrize("colour", ["def", "async def"])
+async def test_a_connection_that_user_code_has_kept_ends_nothing_afterwards(bench: Bench, colour: str) -> None:
+    """It may say commit or roll back: what was its transaction has ended, and no other is open."""
+    kept = []
+
+    def keep(ctx: Any) -> None:
+        kept.append(ctx.db)
+        bench.note(ctx, "mine")
+
+    async def keep_async(ctx: Any) -> None:
+        keep(ctx)
+
+    bench.callback(keep if colour == "def" else keep_async)
+    row = bench.claimed()
+    await bench.complete([row])
+    (connection,) = kept
+    for end in (connection.rollback, connection.commit):
+        ended = end()
+        if ended is not None:
+            await ended
+
+    assert (bench.state(row)[1], bench.notes) == ("done", ["mine"])
+    second = bench.claimed()
+    await bench.complete([second])
+    assert bench.state(second)[1] == "pending"  # its note is there already: it was a transaction of its own

@@ -79,3 +79,36 @@ def test_a_schema_that_is_missing_is_an_error_that_names_the_command(store: Stor
     assert "action-retrier migrate" in found["schema"][1]
     with psycopg.connect(store.system.url.partition("?")[0]) as connection:
         assert connection.execute("SELECT to_regnamespace(%s)", (f"{store.system.schema}_none",)).fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict", "words"), [(1, "error", "is old: `action-retrier migrate`"), (-1, "warning", "is newer")]
+)
+def test_the_version_of_the_schema_is_judged(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ahead: int, verdict: str, words: str
+) -> None:
+    newest = diagnosis.newest_version()
+    monkeypatch.setattr(diagnosis, "newest_version", lambda: newest + ahead)
+
+    found = checks(store)["schema"]
+
+    assert found[0] == verdict
+    assert words in found[1]
+
+
+def test_a_server_that_is_too_old_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "_OLDEST", 990_000)
+
+    verdict, told = checks(store)["version"]
+
+    assert verdict == "error"
+    assert "13 or later" in told
+
+
+def test_a_pooler_is_told_of(store: Store) -> None:
+    """Found, or named in the URL: it costs time, and no promise."""
+    with contextlib.closing(
+        open_database(f"{store.system.url}&direct=false", clock=ManualClock(), auto_migrate=True)
+    ) as database:
+        assert [verdict for what, verdict, _ in database.diagnose() if what == "pooler"] == ["ok"]
+    assert "pooler" not in checks(store)

@@ -4,14 +4,17 @@ import contextlib
 import sqlite3
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiosqlite
 import pytest
 
 from action_retrier._ops.control import cancel_run, load_status
 from action_retrier._ops.reads import read_status
 from action_retrier._ops.starts import start_runs
 from action_retrier.drivers import open_database
+from action_retrier.drivers.sqlite.handle import LEGACY, how_it_begins
 from action_retrier.errors import DatabaseUnavailable, IdempotencyConflict, InvalidContext, RunNotFound
 from action_retrier.results import InProgress
 from action_retrier.testing import ManualClock
@@ -147,6 +150,23 @@ def test_pythons_own_autocommit_attribute_is_understood(store: Store, *, autocom
     assert store.status(start.id) == InProgress()
 
 
+@pytest.mark.parametrize(
+    ("autocommit", "isolation_level", "begins"),
+    [
+        (LEGACY, "", "implicitly"),
+        (LEGACY, None, "explicitly"),
+        (True, "", "explicitly"),
+        (False, None, "always"),
+    ],
+)
+def test_how_a_connection_begins_is_told_by_its_settings(
+    autocommit: int, isolation_level: str | None, begins: str
+) -> None:
+    """Those of Python 3.12 too, whatever Python this is: the older attribute says nothing then."""
+    connection = SimpleNamespace(autocommit=autocommit, isolation_level=isolation_level)
+    assert how_it_begins(connection) == begins
+
+
 @pytest.mark.parametrize("writes", [True, False])
 def test_a_closed_handle_is_refused(store: Store, connection: sqlite3.Connection, *, writes: bool) -> None:
     connection.close()
@@ -232,6 +252,37 @@ def test_a_locked_database_is_unavailable(store: Store) -> None:
 
     with pytest.raises(DatabaseUnavailable, match="locked"):
         store.through(connection, start_runs, NAMESPACE, [store.starting()])
+
+
+def test_an_error_that_does_not_speak_of_the_database_is_the_users_own(
+    store: Store, connection: sqlite3.Connection
+) -> None:
+    """A progress handler of theirs breaks the statement off."""
+    connection.set_progress_handler(lambda: 1, 1)
+
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        store.through(connection, start_runs, NAMESPACE, [store.starting()])
+
+    connection.set_progress_handler(None, 0)
+    connection.rollback()
+    assert store.system.table("runs") == []
+
+
+def test_a_handle_on_a_file_that_was_removed_is_refused(clock: ManualClock, tmp_path: Path) -> None:
+    """Nobody else would ever see what is written there."""
+    system = SqliteSystem(tmp_path)
+    database = open_database(f"sqlite:///{system.path}", clock=clock, auto_migrate=True)
+    with contextlib.closing(system.connect()) as connection:
+        connection.execute("INSERT INTO notes VALUES ('mine')")
+        system.path.unlink()
+
+        with pytest.raises(InvalidContext, match="no tables"):
+            database.executor(connection, writes=True)
+    system.close()
+
+
+def test_what_is_no_connection_of_aiosqlites_is_no_handle(store: Store) -> None:
+    assert store.database.executor(aiosqlite.Cursor.__new__(aiosqlite.Cursor), writes=True) is None
 
 
 # The very first use of a database.

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,6 +241,40 @@ def test_a_released_lease_leaves_no_file_and_no_lock(leases: SqliteLeases, elsew
     assert list(folder.iterdir()) == []
 
 
+def test_a_lease_that_ended_without_a_sign_off_shows_at_once(
+    leases: SqliteLeases, hold: Callable[[], str], folder: Path
+) -> None:
+    """Its row is still there, so its file stays until somebody has recovered what was its."""
+    worker = hold()
+    leases.release(worker, signed_off=False)
+
+    assert dead(leases, [worker]) == [worker]
+    assert [file.name for file in folder.iterdir()] == [f"{worker}.lock"]
+
+    leases.forget(worker)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lease_is_released_once(leases: SqliteLeases, folder: Path) -> None:
+    """A heartbeat that has ended by itself, and is stopped afterwards, ends nobody else's."""
+    worker = new_worker_id()
+    leases.acquire(worker)
+    leases.release(worker, signed_off=False)
+
+    leases.release(worker)
+
+    assert [file.name for file in folder.iterdir()] == [f"{worker}.lock"]
+
+
+def test_a_lease_that_another_process_holds_is_nobodys_to_take(leases: SqliteLeases, elsewhere: Elsewhere) -> None:
+    """An id that is not unique, or a file that somebody has put in the place of ours."""
+    with pytest.raises(RuntimeError, match="is locked by another process"):
+        leases.acquire(elsewhere.worker)
+    assert not leases.renew(elsewhere.worker)
+
+    leases.release(elsewhere.worker, signed_off=False)
+
+
 def test_a_worker_without_a_file_is_given_the_time_to_notice(leases: SqliteLeases, boot: Boot, folder: Path) -> None:
     """Somebody removed the files of a living worker: it makes a new one at its next heartbeat."""
     worker = new_worker_id()
@@ -339,3 +374,20 @@ def test_a_deadlock_that_the_kernel_only_suspects_is_waited_out(
         monkeypatch.undo()
         file.release()
     assert asked == [fcntl.LOCK_EX] * 3
+
+
+def test_a_lock_that_could_not_be_taken_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks, say: its error is raised, and the next try may do better."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with used_lock_file(tmp_path / "gate"):
+        file = lock_file(tmp_path / "gate")
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "lockf", fail)
+            for take in (file.acquire, file.acquire_now):
+                with pytest.raises(OSError, match="No locks available"):
+                    take()
+        file.acquire()
+        file.release()

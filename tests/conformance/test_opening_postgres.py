@@ -268,6 +268,30 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     assert (shape(look, name), meta(look, name)) == before
 
 
+def test_a_session_that_is_lost_in_a_migration_is_said_so(
+    look: psycopg.Connection[Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of it, and the next one who opens does it."""
+    texts = [*schema.migrations(), "SELECT pg_terminate_backend(pg_backend_pid())"]
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrations", lambda: texts)
+        with pytest.raises(DatabaseUnavailable, match="check that the server runs"), opened(name):
+            pass
+    with opened(name):
+        assert meta(look, name)["version"] == str(schema.newest_version())
+
+
+def test_migrations_are_made_one_after_the_other(
+    look: psycopg.Connection[Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in a transaction of its own, until there is none left."""
+    texts = [*schema.migrations(), "CREATE TABLE {schema}.one (x int)", "ALTER TABLE {schema}.one ADD y int"]
+    monkeypatch.setattr(schema, "migrations", lambda: texts)
+
+    with opened(name):
+        assert meta(look, name)["version"] == str(len(texts))
+
+
 def test_installations_of_other_names_have_nothing_in_common(name: str, make_name: Callable[[], str]) -> None:
     """Two schemas of one database are two databases."""
     with opened(name) as one, opened(make_name()) as other:

@@ -14,6 +14,7 @@ import pytest
 from action_retrier._ops.control import Filter, cancel_runs
 from action_retrier._ops.workers import list_workers
 from action_retrier.drivers import Database, open_database
+from action_retrier.drivers.sqlite import database as database_module
 from action_retrier.drivers.sqlite import schema, writer
 from action_retrier.errors import DatabaseUnavailable, SchemaMismatch
 from action_retrier.testing import ManualClock
@@ -237,6 +238,47 @@ def test_a_missing_directory_is_said_so(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
+    """Root may write anywhere, so this is a name that no file can have."""
+    with (
+        pytest.raises(DatabaseUnavailable, match=r"cannot be created \(File name too long\): check the directory"),
+        opened(tmp_path / ("long" * 100)),
+    ):
+        pass
+
+
+def test_an_old_sqlite_is_said_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RETURNING, which claims need, came with 3.35."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+
+    with pytest.raises(DatabaseUnavailable, match=r"this Python has SQLite .*: use one with SQLite 3\."), opened(path):
+        pass
+
+    assert not path.exists()
+
+
+def test_a_file_without_a_log_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Some file systems have no shared memory, and SQLite stays with another journal; so it does in memory."""
+    monkeypatch.setattr(database_module, "connect", lambda *_, **__: sqlite3.connect(":memory:"))
+
+    with pytest.raises(DatabaseUnavailable, match="could not switch to WAL mode .*'memory'.*local file"), opened(path):
+        pass
+
+
+def test_a_log_that_somebody_removed_keeps_nobody_from_writing(path: Path) -> None:
+    """How large it has grown cannot be told then."""
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        path.with_name(f"{path.name}-wal").unlink()
+        assert database.write_sync(lambda: cancel_runs(NAMESPACE, Filter())) == 0
+
+
+def test_what_the_database_says_of_itself_may_be_missing(path: Path) -> None:
+    with opened(path), contextlib.closing(sqlite3.connect(path)) as connection:
+        assert schema.read_meta(connection, "version") == "1"
+        assert schema.read_meta(connection, "colour") is None
+
+
 def test_a_file_that_is_no_database_is_said_so_and_left_alone(path: Path) -> None:
     path.write_bytes(b"my thesis" * 1000)
 
@@ -244,6 +286,47 @@ def test_a_file_that_is_no_database_is_said_so_and_left_alone(path: Path) -> Non
         pass
 
     assert path.read_bytes() == b"my thesis" * 1000
+
+
+def test_a_damaged_file_is_said_so_and_not_repaired(path: Path) -> None:
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        pages = dict(connection.execute("SELECT name, rootpage FROM sqlite_master"))
+    damaged = bytearray(path.read_bytes())
+    begin = (pages["action_retrier_workers"] - 1) * page_size
+    damaged[begin : begin + page_size] = os.urandom(page_size)
+    path.write_bytes(damaged)
+
+    with opened(path) as database, pytest.raises(DatabaseUnavailable, match="damaged"):
+        database.read_sync(lambda: list_workers(NAMESPACE))
+
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_is_removed_or_replaced_while_it_is_open_is_written_no_more(
+    path: Path, *, is_replaced: bool
+) -> None:
+    """SQLite would go on with the file that has no name, and tell that all is well: nobody would find the runs."""
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        database.read_sync(lambda: list_workers(NAMESPACE))
+        path.rename(path.with_name("moved.db"))
+        if is_replaced:
+            path.touch()
+        what = "replaced by another file" if is_replaced else "removed"
+        with pytest.raises(DatabaseUnavailable, match=what):
+            database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        with pytest.raises(DatabaseUnavailable, match=what):
+            database.read_sync(lambda: list_workers(NAMESPACE))
+
+        assert path.exists() == is_replaced, "none is made in its place"
+        path.with_name("moved.db").rename(path)
+        assert database.read_sync(lambda: list_workers(NAMESPACE)) == [], "back in its place it is in use again"
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
 
 
 def test_closing_and_opening_again(path: Path) -> None:

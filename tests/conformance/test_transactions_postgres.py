@@ -5,13 +5,16 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
 
+from action_retrier import _completion, _mutations
 from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import Succeeded
 from action_retrier._ops.claims import ANY_LOSSES, claim_runs, next_due
@@ -126,6 +129,28 @@ async def test_a_report_of_a_busy_run_is_told_back_to_be_tried_again(bench: Benc
     assert (bench.notes, bench.state(row)) == (["called"], ("succeeded", "done", 1))
 
 
+async def test_a_failed_callback_of_a_busy_run_is_told_back_to_be_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3: somebody has taken the row between the callback's transaction and the one that says that it failed."""
+    monkeypatch.setattr(_completion, "_PAUSES_S", (0, 0))
+    bench.callback(lambda ctx: bench.note(ctx, "called"))
+    row = bench.claimed()
+    other = bench.store.system.open(bench.store.clock)
+    report = bench.report(row)
+
+    async def fail(*_: Any) -> None:
+        raise ValueError("the callback has failed")
+
+    with monkeypatch.context() as patch, held(other, lambda: cancel_run(NAMESPACE, row["id"])):
+        patch.setattr(bench.mutations, "in_transaction", fail)
+        assert await bench.completion.complete([report]) == [report]
+        assert bench.state(row) == ("running", "none", 0)
+
+    assert await bench.completion.complete([report]) == []
+    assert (bench.notes, bench.state(row)) == (["called"], ("succeeded", "done", 1))
+
+
 def test_a_key_that_is_not_committed_delays_nobody_else(store: Store, other: Database) -> None:
     """Whoever wants the same key waits for it apart; everybody else goes on."""
     first, second = store.starting(key="k"), store.starting(key="k")
@@ -196,7 +221,190 @@ def test_a_connection_goes_with_its_event_loop(bench: Bench, monkeypatch: pytest
         until(lambda: len(look.execute(asked, [[*pids]]).fetchall()) <= 1)
 
 
+def test_a_deferred_constraint_that_fails_is_raised_as_it_is(store: Store) -> None:
+    """By the COMMIT, after which the connection is as good as before."""
+    notes = f"{store.system.schema}_own.notes"  # type: ignore[attr-defined]
+    with pytest.raises(psycopg.errors.UniqueViolation), store.transaction() as transaction:
+        transaction.connection.execute(
+            f"ALTER TABLE {notes} ADD CONSTRAINT late UNIQUE (number) DEFERRABLE INITIALLY DEFERRED"
+        )
+        transaction.connection.execute(f"INSERT INTO {notes} (text, number) VALUES ('a', 7), ('b', 7)")  # noqa: S608
+
+    assert store.system.notes() == []
+    with store.transaction() as transaction:
+        transaction.note("after")
+    assert store.system.notes() == ["after"]
+
+
+def test_a_commit_that_the_server_makes_a_rollback_is_an_error(store: Store) -> None:
+    """Whoever goes on after an error of the database has a transaction that can only be rolled back."""
+    with (
+        pytest.raises(DatabaseUnavailable, match="the server rolled it back.*let errors"),
+        store.transaction() as transaction,
+    ):
+        transaction.note("lost")
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            transaction.connection.execute("SELECT 1 / 0")
+
+    assert store.system.notes() == []
+
+
+def test_a_transaction_that_cannot_begin_says_why(store: Store) -> None:
+    """Its connection is not used any more, and the next one finds another."""
+    nonsense: Any = "as nobody likes it"
+    for _ in range(2):
+        with (
+            pytest.raises(psycopg.errors.SyntaxError),
+            store.entered(
+                lambda: store.database.transaction_sync(nonsense), lambda: store.database.transaction(nonsense)
+            ),
+        ):
+            pass
+        with store.transaction() as transaction:
+            assert transaction.is_open
+
+
+def test_user_code_may_be_left_without_its_transaction(store: Store) -> None:
+    """One that was abandoned commits nothing, and leaves without an error."""
+    with store.transaction() as transaction, transaction.user_code():
+        transaction.note("lost")
+        transaction.abandon()
+
+    assert store.system.notes() == []
+
+
+# What became of a COMMIT.
+
+
+@pytest.fixture
+def theirs(store: Store) -> Iterator[tuple[Any, Any]]:
+    """A transaction that is open on a connection, and what it is found by."""
+    with store.system.connect(autocommit=True) as connection:
+        yield connection, commits.begin(connection, "read committed", marked=True)
+
+
+def in_doubt(store: Store, mark: Any) -> commits.CommitInDoubt:
+    return commits.CommitInDoubt(store.database._target, mark)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("end", "fate"), [("COMMIT", "committed"), ("ROLLBACK", "rolled back")])
+def test_the_server_is_asked_until_it_knows(
+    store: Store, theirs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, end: str, fate: str
+) -> None:
+    """The session that got the COMMIT may still be at it."""
+    connection, mark = theirs
+    pauses = []
+
+    def pause(for_s: float) -> None:
+        pauses.append(for_s)
+        if len(pauses) == 3:
+            connection.execute(end)
+
+    monkeypatch.setattr(commits, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
+    doubt = in_doubt(store, mark)
+
+    commits.resolve(doubt)
+
+    assert (doubt.fate, len(pauses)) == (fate, 3)
+    assert pauses[0] < pauses[1] < pauses[2]
+
+
+def test_the_server_is_asked_for_as_long_as_anybody_would_wait(
+    store: Store, theirs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "PATIENCE_S", 0.05)
+    doubt = in_doubt(store, theirs[1])
+
+    commits.resolve(doubt)
+
+    assert doubt.fate == "unknown"
+    assert "whether that happened is not known" in str(doubt.unresolved())
+
+
+def test_another_life_of_the_server_says_nothing(store: Store, theirs: tuple[Any, Any]) -> None:
+    """Ids may have been given out again since."""
+    connection, mark = theirs
+    connection.execute("COMMIT")
+
+    assert commits.fate_of(connection, in_doubt(store, replace(mark, server_started="before"))) == "unknown"
+    assert commits.fate_of(connection, in_doubt(store, None)) == "unknown"
+
+
+def test_a_transaction_whose_commit_may_not_have_happened_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is user code's: nobody does it again."""
+
+    async def lose_async(*args: Any) -> None:
+        lose(*args)
+
+    def lose(_: Any, target: Any, mark: Any) -> None:
+        raise commits.CommitInDoubt(target, mark)
+
+    monkeypatch.setattr(database_module, "commit", lose)
+    monkeypatch.setattr(database_module, "commit_async", lose_async)
+    monkeypatch.setattr(commits, "PATIENCE_S", 0.0)
+
+    with pytest.raises(DatabaseUnavailable, match="is not known"), store.transaction() as transaction:
+        transaction.note("perhaps")
+
+
+def test_a_server_that_cannot_be_asked_is_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some speak PostgreSQL's language, and know no such thing: transactions go without a mark."""
+    monkeypatch.setattr(commits, "_MARK", "SELECT no_such_function()")
+    store.database.close()
+
+    with store.transaction() as transaction:
+        transaction.note("unmarked")
+    with store.entered(store.database.transaction_sync, store.database.transaction):
+        pass
+
+    assert store.system.notes() == ["unmarked"]
+    assert store.status(store.start()) == InProgress()
+
+
 # Sessions that die.
+
+
+def test_a_call_beside_the_queue_is_made_again_if_its_session_is_lost(store: Store) -> None:
+    """I6: nothing of the first try is left; what would not pass by itself is raised at once."""
+    start, tries = store.starting(), []
+
+    def begin(lose: Callable[[], object]) -> Op[list[str]]:
+        tries.append(1)
+        started = yield from start_runs(NAMESPACE, [start])
+        if len(tries) == 1:
+            lose()
+        yield Statement("select_fate", NOBODYS_MARK)
+        return started
+
+    def fail() -> None:
+        raise psycopg.errors.UndefinedTable("no such table")
+
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        store.database.write_sync(lambda: begin(fail), apart=True)
+    assert len(tries) == 1
+
+    tries.clear()
+    assert store.database.write_sync(lambda: begin(lambda: end_sessions(store)), apart=True) == [start.id]
+    assert len(tries) == 2
+    assert [row["id"] for row in store.system.table("runs")] == [start.id]
+
+
+NOBODYS_MARK = {"xid": "3", "server_started": "", "checkpoint": ""}
+
+
+def test_a_savepoint_whose_session_is_lost_says_so(store: Store) -> None:
+    """There is nothing left that could be undone, and the error is that of the loss."""
+    with (
+        pytest.raises(DatabaseUnavailable, match="check that the server runs"),
+        store.transaction() as transaction,
+        transaction.savepoint(),
+    ):
+        assert end_sessions(store)
+        transaction.run(start_runs, NAMESPACE, [store.starting()])
+
+    assert store.system.table("runs") == []
 
 
 def end_sessions(store: Store) -> int:
@@ -408,6 +616,30 @@ async def test_a_mutation_that_could_not_be_serialized_is_done_again(bench: Benc
 
     assert seen == [1, 2]
     assert bench.notes == ["read by both", "in between", "saw 2"]
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_mutation_that_can_never_be_serialized_raises_that_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    """Ten times in all; nothing of it is left."""
+    monkeypatch.setattr(_mutations, "_SHORTEST_PAUSE_S", 0)
+    tries = []
+
+    def fail(ctx: Any) -> None:
+        tries.append(1)
+        bench.note(ctx, f"try {len(tries)}")
+        ctx.db.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    bench.callback(fail, "fail")
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        if colour == "sync":
+            bench.mutations.run_sync("fail", None)
+        else:
+            await bench.mutations.run("fail", None)
+
+    assert (len(tries), bench.notes) == (10, [])
 
 
 async def test_a_mutation_that_was_the_victim_of_a_deadlock_is_done_again(bench: Bench) -> None:

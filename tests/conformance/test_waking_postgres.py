@@ -15,6 +15,8 @@ from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, Subscription, open_database
 from action_retrier.drivers.postgres import listener
 from action_retrier.drivers.postgres.connection import channel
+from action_retrier.drivers.postgres.line import Line
+from action_retrier.errors import DatabaseUnavailable
 
 from ..stores import LIMIT_S, NAMESPACE, PostgresSystem, Store, until
 
@@ -225,3 +227,56 @@ def test_a_line_that_broke_is_opened_again_and_hears(store: Store, sleeper: Slee
     assert sleeper.is_woken()
     with line.connection() as connection:
         assert connection.info.backend_pid != pid
+
+
+def test_a_line_listens_once(store: Store) -> None:
+    """... and not at all after its end."""
+    lines = [Line(store.database._target, heard=lambda: None) for _ in range(2)]  # type: ignore[attr-defined]
+    for line in lines:
+        line.listen()
+    with lines[0].connection() as connection:
+        lines[0].listen()
+        assert [row["channel"] for row in connection.execute("SELECT pg_listening_channels() AS channel")] == [
+            channel(store.system.schema)  # type: ignore[attr-defined]
+        ]
+    lines[1].close()
+    lines[1].listen()
+    assert lines[1]._connection is None
+    lines[0].close()
+
+
+def test_a_line_that_cannot_hear_is_not_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that took no notice of starts would be worse than none: its connection is closed, and another is tried."""
+    line = Line(store.database._target, heard=lambda: None)  # type: ignore[attr-defined]
+    opened = []
+
+    def fail(connection: Any) -> None:
+        opened.append(connection)
+        raise psycopg.OperationalError("the server is going down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line, "_listen_on", fail)
+        line.listen()
+        with pytest.raises(DatabaseUnavailable), line.connection():
+            pass
+    assert opened
+    assert all(connection.closed for connection in opened)
+
+    with line.connection() as connection:
+        assert connection.execute("SELECT 1 AS one").fetchall() == [{"one": 1}]
+    line.close()
+
+
+def test_a_line_that_was_never_open_lets_go_of_nothing(store: Store) -> None:
+    line = Line(store.database._target, heard=lambda: None)  # type: ignore[attr-defined]
+
+    line.unlock(7)
+
+    assert line._connection is None
+
+
+def test_a_socket_that_was_closed_meanwhile_is_not_waited_for(store: Store) -> None:
+    """Whoever watches has looked at the connection a moment before somebody else closed it."""
+    line = Line(store.database._target, heard=lambda: None)  # type: ignore[attr-defined]
+
+    line._wait_for(-1, None)

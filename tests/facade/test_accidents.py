@@ -210,6 +210,43 @@ async def _is(api, run_id, state):
     return (await api.get(api.app, run_id)).state == state
 
 
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        (_worker.Worker, "_claim_once"),
+        (_worker.Worker, "_watch_once"),
+        (_worker.Worker, "_progress_once"),
+        (_reporter.Reporter, "write_once"),
+        (_reporter.Reporter, "call_back_once"),
+    ],
+)
+async def test_an_unexpected_error_ends_no_part_of_the_worker(api, monkeypatch, part, method):
+    """A part that has ended would leave a worker that looks alive, and does not do its work."""
+    healthy, errors = getattr(part, method), []
+
+    async def ill(self: Any, *args: Any) -> None:
+        if len(errors) < 2:
+            errors.append(LookupError("a bug of ours"))
+            raise errors[-1]
+        await healthy(self, *args)
+
+    monkeypatch.setattr(part, method, ill)
+
+    @api.app.action(name="work")
+    def work() -> int:
+        return 7
+
+    @api.app.mutation(name="told")
+    def told(ctx: Any, run_id: str) -> None:
+        api.system.write_note(ctx.db, run_id)
+
+    run_id = await api.run(api.app, work, on_complete=told)
+    async with api.worker():
+        await api.eventually(lambda: len(errors) == 2)
+        await api.eventually(api.notes)
+        assert await api.status(api.app, run_id) == Completed(Success(7))
+
+
 async def test_a_stopped_worker_is_idle(api):
     async with api.worker() as worker:
         pass
@@ -329,3 +366,41 @@ async def test_a_start_by_another_app_is_noticed_long_before_the_next_poll(api):
             waits_s.append(time.monotonic() - since)
     # Through a pooler nobody hears anything, and polling has to do.
     assert statistics.median(waits_s) < (1.5 * POLL_S if POOLED in api.system.url else POLL_S / 4)
+
+
+async def test_a_bug_of_ours_ends_no_worker(api, monkeypatch, caplog):
+    """It is logged, and the worker goes on after a pause."""
+    failed = []
+
+    async def fail_once(self):
+        if not failed:
+            failed.append(1)
+            raise LookupError("a bug")
+
+    done = api.scripted("done")
+    monkeypatch.setattr(_worker.Maintenance, "warn_if_due", fail_once)
+    async with api.worker() as worker:
+        await api.eventually(lambda: "watch: unexpected error; trying again" in caplog.text)
+        assert await api.result(worker, await api.run(api.app, done.action)) == Success("done")
+
+
+@DISK
+async def test_a_worker_that_cannot_sign_off_leaves_its_runs_to_others(api, full_disk, monkeypatch, caplog):
+    """It ends all the same, and its lease with it: nobody waits for what it could not write."""
+    monkeypatch.setattr(_worker, "_FLUSH_GRACE_S", 0.1)
+
+    @api.app.action(name="fill")
+    def fill(ctx: Any) -> int:
+        full_disk.is_full = ctx.attempt == 1
+        return ctx.attempt
+
+    run_id = await api.run(api.app, fill)
+    async with api.worker():
+        await api.eventually(lambda: full_disk.refused)
+    assert "could not sign off: the disk is full" in caplog.text
+
+    full_disk.is_full = False
+    async with api.worker():
+        await api.eventually(lambda: api.clock.advance(60_000) or _is(api, run_id, "succeeded"))
+    run = await api.get(api.app, run_id)
+    assert ([attempt.error_type for attempt in run.attempts], run.result) == (["WorkerLost", None], Success(2))

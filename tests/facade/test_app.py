@@ -30,6 +30,7 @@ from action_retrier import (
     Success,
     SyncActionCtx,
     SyncActionRetrier,
+    _incarnation,
 )
 
 ACTIONS = App("sqlite:///registered-at-module-level.db")
@@ -887,6 +888,85 @@ async def test_a_worker_drains_when_its_block_ends(api, gate):
     assert await api.status(api.app, run_id) == Completed(result=Success(return_value="finished"))
 
 
+async def test_a_worker_whose_block_raises_ends_at_once(api, gate):
+    """The program is failing: what executes is stopped, whatever `grace_ms` says, and is the next worker's."""
+
+    @api.app.action(name="slow", max_failures=1)
+    def slow(ctx: SyncActionCtx) -> str:
+        gate.reached.set()
+        while ctx.attempt == 1:
+            ctx.raise_if_canceled()
+            threading.Event().wait(0.005)
+        return "finished"
+
+    run_id = await api.run(api.app, slow)
+    with pytest.raises(ZeroDivisionError):
+        async with api.worker(grace_ms=3_600_000):
+            await gate.until_reached()
+            raise ZeroDivisionError
+    assert (await api.get(api.app, run_id)).attempts[0].error_type == "WorkerStopped"
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id) == Success("finished")
+
+
+async def test_a_worker_that_cannot_begin_says_why(api, monkeypatch):
+    """What went wrong is raised where the block is entered; nothing is left of it, and the next one begins."""
+
+    def fail(*_):
+        raise LookupError("no room for a row")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_incarnation, "register_worker", fail)
+        with pytest.raises(LookupError, match="no room"):
+            async with api.worker():
+                pass
+    done = api.scripted("done")
+    async with api.worker() as worker:
+        assert await api.result(worker, await api.run(api.app, done.action)) == Success("done")
+
+
+async def test_a_worker_may_be_stopped_before_its_block_ends(async_api):
+    """Its end has been then."""
+    done = async_api.scripted("done")
+    async with async_api.app.worker() as worker:
+        await worker.stop()
+        run_id = await async_api.run(async_api.app, done.action)
+    await worker.until_idle()
+    assert await async_api.status(async_api.app, run_id) == InProgress()
+
+
+async def test_who_no_longer_waits_for_idleness_keeps_nobody_waiting(async_api, caplog):
+    """A wait that was cancelled is forgotten."""
+    async with async_api.app.worker() as worker:
+        await worker.until_idle()
+        given_up = asyncio.ensure_future(worker.until_idle())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait_for(worker.until_idle(), 30)
+    assert given_up.cancelled()
+    assert "unexpected error" not in caplog.text
+
+
+async def test_run_worker_that_is_cancelled_ends_at_once(async_api, gate):
+    """Like a block that raises: what executes is stopped, whatever `grace_ms` says."""
+
+    @async_api.app.action(name="slow", max_failures=1)
+    async def slow() -> None:
+        await gate.wait_async()
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run_id = await async_api.run(async_api.app, slow)
+    running = asyncio.ensure_future(async_api.app.run_worker(grace_ms=3_600_000))
+    await gate.until_reached()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 30)
+
+    assert (await async_api.get(async_api.app, run_id)).attempts[0].error_type == "WorkerStopped"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 RUN_UNTIL_SIGNAL_SYNC = """
 import threading
 from action_retrier import App, SyncActionRetrier
@@ -1524,6 +1604,26 @@ async def test_progress_is_visible_while_the_action_runs(api, gate, flavour):
         gate.open()
         await worker.until_idle()
     assert (seen.fraction, seen.message) == (0.25, "first quarter")
+
+
+async def test_progress_is_a_number_and_a_text(api):
+    """Anything else is refused where it is said; the attempt may go on."""
+    refused = []
+
+    @api.app.action(name="work")
+    def work(ctx: SyncActionCtx) -> str:
+        for wrong in ((2.0, ""), (0.5, b"half"), ("half", "")):
+            try:
+                ctx.progress(*wrong)
+            except (TypeError, ValueError) as error:
+                refused.append(str(error))
+        return repr(ctx)
+
+    run_id = await api.run(api.app, work)
+    async with api.worker() as worker:
+        assert await api.result(worker, run_id) == Success(f"<SyncActionCtx of run {run_id}, attempt 1>")
+    assert [text.split()[0] for text in refused] == ["fraction", "message", "fraction"]
+    assert (await api.get(api.app, run_id)).progress is None
 
 
 @pytest.mark.sqlite("PRAGMA data_version counts commits")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator
 from typing_extensions import TypedDict
 
 from action_retrier import (
@@ -426,6 +426,21 @@ def _deep(levels: int) -> list[Any]:
     for _ in range(levels):
         value = [value]
     return value
+
+
+@whatever_the_database
+async def test_a_validator_that_recurses_too_deeply_refuses_the_arguments(api):
+    """A validator is user code, and recursion is how one looks through a tree."""
+
+    def look(value: Any) -> Any:
+        return look(value)
+
+    @api.app.action(name="work")
+    def work(tree: Annotated[Any, PlainValidator(look)]) -> None: ...
+
+    with pytest.raises(InvalidArguments, match="nested too deeply"):
+        await api.run(api.app, work, {"tree": []})
+    assert await api.all_runs() == []
 
 
 NOT_JSON = {

@@ -44,6 +44,12 @@ NEVER = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def not_measured(scripts):
+    """Under `make coverage` these programs would bear what measures them."""
+    scripts.environment.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
 def test_the_import_takes_less_than_150_ms_over_pydantic(scripts):
     """Measured in pairs in one run, in processor time, so that a busy machine is no cost of ours; medians count."""
     scripts.write("pydantic_alone.py", MEASURE.format(statement="from pydantic import BaseModel, TypeAdapter"))

@@ -85,6 +85,15 @@ def members(union: Any) -> set[type]:
     return set(get_args(get_args(union)[0] if get_origin(union) is Annotated else union))
 
 
+@pytest.mark.parametrize("cls", [Success, Failed, Canceled, Completed, InProgress])
+def test_the_type_of_a_class_is_its_own(cls):
+    """It tells the classes apart as JSON, so none is made with another's."""
+    fields = {field.name: "x" for field in dataclasses.fields(cls) if field.name != "type"}
+    assert cls(**fields, type=cls(**fields).type).type == cls(**fields).type
+    with pytest.raises(ValueError, match=f"the type of a {cls.__name__} is '{cls(**fields).type}'"):
+        cls(**fields, type="other")
+
+
 def test_equal_values_are_equal():
     """Values: two statuses that say the same are the same."""
     assert InProgress() == InProgress()

@@ -7,9 +7,10 @@ import math
 import re
 import threading
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import PlainSerializer
 
 from action_retrier import (
     ActionCtx,
@@ -343,6 +344,26 @@ async def test_a_return_value_that_breaks_while_it_is_encoded_fails_the_run_at_o
         result = await api.result(worker, run_id)
     assert executions == [1]
     assert isinstance(result, Success) or result.error_type == "InvalidReturnValue"
+
+
+async def test_a_return_value_that_breaks_while_it_is_looked_through_fails_the_run_at_once(api):
+    """A null may be a number that JSON does not have, so the value itself is looked at, and its class is user code."""
+
+    class Hostile:
+        def __iter__(self):
+            raise SystemExit
+
+        __len__ = __contains__ = __iter__
+
+    @api.app.action(name="give")
+    def give() -> Annotated[Any, PlainSerializer(lambda _: None, when_used="json")]:
+        return Hostile()
+
+    run_id = await api.run(api.app, give)
+    async with api.worker() as worker:
+        result = await api.result(worker, run_id)
+    assert (type(result), result.error_type) == (Failed, "InvalidReturnValue")
+    assert result.error.endswith("cannot be stored: SystemExit")
 
 
 # -- recording a failure never fails -----------------------------------------------------------------------------------
@@ -724,6 +745,20 @@ async def test_run_many_starts_all_or_none(api):
     assert await api.all_runs() == []
 
 
+async def test_run_many_takes_calls_only(api):
+    """A `bind` is no `Call`; nothing is stored."""
+    done = api.scripted("done")
+    with pytest.raises(TypeError, match=r"run_many takes Call\(\.\.\.\) objects, not"):
+        await api.run_many(api.app, [Call(done.action), done.action.bind()])
+    assert await api.all_runs() == []
+
+
+async def test_a_call_shows_its_action(api):
+    """Whether it is the action or its name."""
+    done = api.scripted("done", name="charge")
+    assert repr(Call(done.action)) == repr(Call("charge")) == "Call('charge')"
+
+
 async def test_a_call_takes_everything_that_run_takes(api, note):
     """`Call` takes everything `run` takes after `ctx`."""
     done = api.scripted("done")
@@ -803,6 +838,25 @@ async def test_a_thread_is_told_that_the_worker_stops(api, gate):
     run = await api.get(api.app, run_id)
     assert run.state == "failed"
     assert run.failures == 1
+
+
+async def test_a_thread_that_makes_it_after_all_has_succeeded(api, gate):
+    """Told to stop and done a moment later: what it did is not done again."""
+
+    @api.app.action(name="work", max_failures=0)
+    def work(ctx: SyncActionCtx) -> str:
+        gate.reached.set()
+        pause = threading.Event()
+        for _ in range(2_000):
+            if ctx.canceled:
+                return "done"
+            pause.wait(0.005)
+        return "nobody told"
+
+    run_id = await api.run(api.app, work)
+    async with api.worker(grace_ms=0):
+        await gate.until_reached()
+    assert await api.status(api.app, run_id) == Completed(Success("done"))
 
 
 async def test_a_worker_that_stops_takes_no_new_run(api, gate):

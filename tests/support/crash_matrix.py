@@ -5,8 +5,6 @@ A world is in the test's own process: an App that has the fault, and another one
 """
 
 import contextlib
-import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -462,23 +460,7 @@ class World:
         return name == "retry_all" or (name == "retry" and self.cell.fault == "cancel")
 
     def _stories(self) -> dict[str, crash_oracle.Story]:
-        if self._is_started_afresh:  # of which the oracle knows nothing
-            stories = crash_oracle.tell_stories(self.database, self.folder)
-            assert {story.row["state"] for story in stories.values()} <= {"succeeded", "failed", "canceled"}
-            return stories
-        try:
-            return crash_oracle.check(self.database, self.folder, self.started)
-        except AssertionError as error:
-            problems = [one for one in str(error).splitlines() if not self._is_a_zombies(one)]
-            if problems:
-                raise
-        return crash_oracle.tell_stories(self.database, self.folder)
-
-    def _is_a_zombies(self, problem: str) -> bool:
-        """Tell whether all that is wrong is the order: what had stopped just before an action begins it in the end."""
-        begun = re.search(r"attempts began as (\[.*\])", problem)
-        numbers = [] if begun is None else json.loads(begun[1])
-        return self.cell.fault == "hang" and bool(numbers) and len(set(numbers)) == len(numbers)
+        return crash_oracle.check(self.database, self.folder, self.started)
 
     def _check_answer(self, story: crash_oracle.Story, *, answer: bool) -> None:
         """Check that `cancel` has told the truth: True is for ever, and False is of a run that has ended another way."""

@@ -41,11 +41,19 @@ from action_retrier.drivers.sqlite import writer
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
 
+
+def _devour() -> None:
+    eaten = []
+    while True:
+        eaten.append(b"x" * 1_000_000)
+
+
 LETHAL: dict[str, Callable[[], object]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(3),
     "abort": os.abort,
     "segfault": lambda: ctypes.string_at(0),
+    "devour": _devour,  # all the memory that there is: under a limit
 }
 """Steps that end the process."""
 
@@ -65,14 +73,14 @@ class Program:
 
     def _register_actions(self) -> None:
         @self.app.action(name="work", **QUICK_POLICY)
-        async def work(ctx: ActionCtx, script: list[str]) -> int:
+        async def work(ctx: ActionCtx, script: list[str], tag: str = "") -> int:
             self.witness.tell("begin", ctx.run_id, ctx.attempt)
             crash_points.reach("action.begin")
             await self._do(_item(script, ctx.attempt), ctx)
             return self._end(ctx)
 
         @self.app.action(name="work_sync", **QUICK_POLICY)
-        def work_sync(ctx: SyncActionCtx, script: list[str]) -> int:
+        def work_sync(ctx: SyncActionCtx, script: list[str], tag: str = "") -> int:
             self.witness.tell("begin", ctx.run_id, ctx.attempt)
             crash_points.reach("action.begin")
             self._do_now(_item(script, ctx.attempt), ctx)
@@ -113,6 +121,8 @@ class Program:
         elif what == "deaf":  # does not react to being stopped
             while not self.released:
                 time.sleep(LOOK_S)
+        elif what == "grip":  # as a badly written extension does, which lets no other thread run
+            ctypes.PyDLL(None).sleep(int(how_long))
         elif what == "progress":
             ctx.progress(0.5)
             time.sleep(float(how_long))
@@ -153,11 +163,14 @@ class Program:
         return self.database.sql("INSERT INTO effects (run_id, outcome) VALUES (?, ?)"), (run_id, result.type)
 
     def _end_callback(self, run_id: str, context: list[str]) -> None:
-        step = _item(context, self.witness.count(f"callback-{run_id}"))
+        # What always does the same need not be counted, which leaves a file behind.
+        step = _item(context, self.witness.count(f"callback-{run_id}")) if len(context) > 1 else context[0]
         if step in LETHAL:
             LETHAL[step]()
         elif step == "raise":
             raise RuntimeError("told to raise")
+        elif step.startswith("take "):
+            time.sleep(float(step.removeprefix("take ")))
         elif step == "deaf":  # keeps its transaction open
             while not self.released:
                 time.sleep(LOOK_S)

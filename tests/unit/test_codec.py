@@ -281,6 +281,20 @@ def test_a_broken_message_does_not_hide_the_failure(error: Exception) -> None:
     assert traceback
 
 
+class BrokenTraceback(SyntaxError):
+    @property
+    def filename(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_a_traceback_that_cannot_be_formatted_does_not_hide_the_failure() -> None:
+    name, message, traceback = describe_exception(BrokenTraceback("message"))
+
+    assert name.endswith("BrokenTraceback")
+    assert message
+    assert traceback == "<the traceback could not be formatted: RuntimeError>"
+
+
 def test_a_broken_repr_does_no_harm() -> None:
     assert describe_exception(BrokenRepr("message"))[1] == "message"
 

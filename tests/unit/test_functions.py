@@ -1,5 +1,6 @@
 """Registered functions: their names, and what the registry finds by them."""
 
+import enum
 import functools
 import gc
 import math
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+import pydantic
 import pytest
 
 from action_retrier._functions import (
@@ -39,6 +41,14 @@ def generator() -> Iterator[int]:
 
 async def async_generator() -> AsyncIterator[int]:
     yield 1
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Order(pydantic.BaseModel):
+    item: "DefinedLater"  # noqa: F821 - that is what it is for
 
 
 def wrapped(function: Any) -> Any:
@@ -156,6 +166,38 @@ def test_a_method_of_a_class_in_a_function_cannot_be_registered_either() -> None
 
     with pytest.raises(ValueError, match="is a method: a mutation has no object"):
         name_of(Local.method, "charge", "a mutation")
+
+
+def test_a_function_without_a_readable_signature_cannot_be_registered() -> None:
+    """Wherever it is defined: nobody could tell its arguments."""
+
+    class Local:
+        @staticmethod
+        def send() -> None: ...
+
+    Local.send.__signature__ = "unreadable"  # type: ignore[attr-defined]
+    for kind in (Action, Mutation):
+        with pytest.raises(ValueError, match="'send' cannot be registered: its signature is not readable"):
+            kind(Local.send, name_of(Local.send, "send", "an action"))
+
+
+def test_arguments_without_a_name_cannot_be_registered() -> None:
+    def charge(*amounts: int) -> None: ...
+
+    with pytest.raises(ValueError, match=r"arguments go by name, and \*amounts has none"):
+        Action(charge, "charge")
+
+
+def test_what_an_argument_is_made_of_may_be_defined_further_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward reference is looked up when it is needed, inside of a model too."""
+
+    def ship(order: Order) -> None: ...
+
+    action = Action(ship, "ship")
+    monkeypatch.setitem(globals(), "DefinedLater", Colour)
+    assert action.signature.encode_arguments({"order": {"item": "red"}}) == '{"order":{"item":"red"}}'
+    with pytest.raises(InvalidArguments, match=r"order\.item"):
+        action.signature.encode_arguments({"order": {"item": "blue"}})
 
 
 def test_self_is_a_parameter_like_others_outside_of_classes() -> None:
@@ -346,9 +388,10 @@ def test_a_mutation_is_found_by_itself_and_its_name(registry: Registry) -> None:
         (plain, UnknownFunction),
         (Mutation(plain, "done"), UnknownFunction),
         ("charge", UnknownFunction),
+        (Action(plain, "charge"), InvalidArguments),
         (7, InvalidArguments),
     ],
-    ids=["unknown name", "undecorated", "another app's", "an action's name", "7"],
+    ids=["unknown name", "undecorated", "another app's", "an action's name", "an action", "7"],
 )
 def test_what_is_no_mutation_is_said_so(registry: Registry, given: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -395,6 +438,13 @@ def test_a_context_is_read_by_its_annotation() -> None:
     assert mutation.callback_arguments(run_id="r", result=1, context="12") == {"context": 12}
     with pytest.raises(InvalidArguments, match="context"):
         mutation.encode_context("twelve")
+
+
+def test_a_context_that_json_cannot_carry_is_refused_whatever_its_annotation() -> None:
+    def done(context: float) -> None: ...
+
+    with pytest.raises(InvalidArguments, match="JSON cannot carry context: nan is not a JSON number"):
+        Mutation(done, "done").encode_context(math.nan)
 
 
 def test_arguments_and_context_share_one_limit() -> None:

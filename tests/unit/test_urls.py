@@ -224,3 +224,7 @@ def test_a_parameter_that_nobody_knows_is_named_with_what_was_meant(query: str, 
 
     assert text.endswith(told)
     assert "secret" not in text
+
+
+def test_what_libpq_does_not_understand_for_another_reason_is_not_explained() -> None:
+    assert refused("postgresql://user:secret@[::1/db?sslmode=require").endswith("is not a URL that libpq understands")

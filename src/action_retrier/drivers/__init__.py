@@ -124,8 +124,8 @@ class Leases(Protocol):
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
 
-    def release(self, worker: str) -> None:
-        """End it; after its row has been deleted."""
+    def release(self, worker: str, *, signed_off: bool = True) -> None:
+        """End it; after its row has been deleted, or else others have to notice that it has ended."""
 
     async def dead(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* whose lease has ended, as far as this process may judge that."""

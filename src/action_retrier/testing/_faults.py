@@ -337,9 +337,7 @@ def _know_the_dead(leases: Any) -> None:
             return True
         return bool((yield from is_still_dead(worker)))
 
-    def release_as_death_does(worker: str) -> None:
-        release(worker)
-        if worker in _dead and hasattr(leases, "_path"):
-            leases._path(worker).touch()  # free, and in its place: its owner had no time to remove it
+    def release_as_death_does(worker: str, *, signed_off: bool = True) -> None:
+        release(worker, signed_off=signed_off and worker not in _dead)
 
     leases.dead, leases.is_still_dead, leases.release = known_dead, known_still_dead, release_as_death_does

@@ -108,7 +108,8 @@ def run_until_idle_sync(
 
 async def _until_idle(app: App, worker: Worker, timeout_s: float) -> None:
     try:
-        await asyncio.wait_for(worker.until_idle(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await worker.until_idle()
     except TimeoutError:
         raise NeverIdle(f"not within timeout_s={timeout_s:g} s of real time: {await _left(app)}") from None
 

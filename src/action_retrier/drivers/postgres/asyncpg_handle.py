@@ -97,6 +97,8 @@ class AsyncpgHandle(PostgresHandle):
 
     async def execute_async(self, statement: Statement) -> Rows:
         """Run one statement, without custom codecs and record classes."""
+        if self._connection.is_closed():  # since our turn was waited for: asyncpg's own methods look, too
+            raise asyncpg.InterfaceError("the connection was closed")
         if isinstance(statement, Control):
             await self._connection.execute(statement.name)
             return []

@@ -138,7 +138,7 @@ class PostgresDatabase:
             self._pid = os.getpid()
             self._ending = Ending(
                 self,
-                partial(_let_go, self._pid, (self._writer, self._reader), self._pool, self.changes, self._threads),
+                partial(_let_go, (self._writer, self._reader), self._pool, self.changes, self._threads),
             )
 
     def _set_up(self) -> None:
@@ -328,10 +328,8 @@ class PostgresDatabase:
         return diagnose(self._target)
 
 
-def _let_go(pid: int, sessions: Sequence[Session], pool: Pool, changes: Listener, threads: DaemonThreads) -> None:
+def _let_go(sessions: Sequence[Session], pool: Pool, changes: Listener, threads: DaemonThreads) -> None:
     """Let go of connections and threads: on close, when the database is forgotten, or when the interpreter ends."""
-    if pid != os.getpid():
-        return  # they are our parent's
     for session in sessions:
         session.close()
     pool.close()

@@ -87,11 +87,6 @@ class SqliteHandle(Handle):
     def begins(self) -> str:
         """How transactions are begun: ``explicitly`` (autocommit), ``implicitly``, or ``always`` (one is open)."""
 
-    @property
-    def begins_with_savepoint(self) -> bool:
-        """Whether a savepoint that comes first is a transaction of its own, which its release commits."""
-        return self.begins != "always"
-
     def begin(self) -> Op[None]:
         """Check that it leads to our database, and begin what the user has not begun yet, as a writer."""
         if self._has_begun:

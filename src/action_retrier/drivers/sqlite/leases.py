@@ -65,9 +65,9 @@ class SqliteLeases:
         self._unbroken_since[worker] = now
         return False
 
-    def release(self, worker: str) -> None:
-        """End it."""
-        close_lock_file(self._path(worker))
+    def release(self, worker: str, *, signed_off: bool = True) -> None:
+        """End it; a file that stays, with its lock free, tells that there is a row left."""
+        close_lock_file(self._path(worker), remove=signed_off)
         _renewed.pop(worker, None)
         self._unbroken_since.pop(worker, None)
 

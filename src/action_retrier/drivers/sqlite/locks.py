@@ -105,12 +105,13 @@ def held_here(path: Path) -> bool:
         return path in _files
 
 
-def close_lock_file(path: Path) -> None:
-    """Close and remove a lock file of this process; its lock ends."""
+def close_lock_file(path: Path, *, remove: bool) -> None:
+    """Close a lock file of this process, if it is open; its lock ends."""
     with _files_lock:
         found = _files.pop(path, None)
         if found is not None:
-            path.unlink(missing_ok=True)
+            if remove:
+                path.unlink(missing_ok=True)
             os.close(found.descriptor)
 
 

@@ -1,5 +1,6 @@
 """What a SQLite URL says."""
 
+import contextlib
 import stat
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
@@ -34,6 +35,7 @@ def parse(url: str, rest: str) -> tuple[Path, str]:
             "(a temporary file in tests)"
         )
     path = Path(name).absolute()
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"database {url!r}: {path} is not a file")
+    with contextlib.suppress(OSError):  # whoever opens it is told what is wrong with it
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"database {url!r}: {path} is not a file")
     return path.resolve(), synchronous
