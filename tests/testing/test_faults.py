@@ -255,6 +255,18 @@ def test_an_error_of_the_test_is_not_hidden(shop):
         raise ZeroDivisionError
 
 
+def test_a_worker_that_was_started_before_the_block_may_fail_and_cannot_die(shop):
+    with shop.app.worker() as worker:
+        with fail_at(shop.app, "claim.before") as failed:
+            run_id = shop.start()
+            worker.until_idle()
+        assert (failed.happened, shop.state(run_id)) == (True, "succeeded")
+        with pytest.raises(NeverReached), crash_before(shop.app, "claim"):
+            run_id = shop.start()
+            worker.until_idle()
+        assert shop.state(run_id) == "succeeded"
+
+
 def test_names_are_checked(shop):
     with pytest.raises(ValueError, match="no step 'reprot'; there are start, "):
         crash_before(shop.app, "reprot")

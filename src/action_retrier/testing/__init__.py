@@ -7,7 +7,7 @@ Time that a test owns, a worker that comes to rest, and deaths and lost answers 
 from ._clock import ManualClock
 from ._failpoints import failpoints
 from ._faults import (
-    Crash,
+    Injected,
     NeverReached,
     SimulatedCrash,
     crash_after,
@@ -21,7 +21,7 @@ from ._idle import NeverIdle, run_until_idle, run_until_idle_sync
 from ._isolated import isolated
 
 __all__ = [
-    "Crash",
+    "Injected",
     "ManualClock",
     "NeverIdle",
     "NeverReached",

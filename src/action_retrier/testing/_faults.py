@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -78,13 +79,13 @@ _dead: set[str] = set()
 """Ids of workers that have died in this process: whoever looks need not wait until it shows."""
 
 
-class Crash:
+class Injected:
     """
-    What a block has injected.
+    What a block injects.
 
     Attributes:
         point: The failpoint.
-        happened: Whether it has been reached, and so often as was asked.
+        happened: Whether it has been reached as often as was asked.
     """
 
     def __init__(self, app: App, point: str, *, nth: int, kind: Kind, error: BaseException | None) -> None:
@@ -93,6 +94,7 @@ class Crash:
         self._app = app
         self._by = step_of(point).by
         self._remaining = nth
+        self._lock = threading.Lock()
         self._kind = kind
         self._error = error
         self._watch = Watch(app, self._reach, _refuse_the_dead, point=self.point)
@@ -100,12 +102,13 @@ class Crash:
     def _reach(self, step: Step, moment: str) -> None:
         _refuse_the_dead()
         process = _process.get()
-        if self.happened or f"{step.name}.{moment}" != self.point or (process is None and self._by == "worker"):
+        if f"{step.name}.{moment}" != self.point or not self._concerns(process):
             return
-        self._remaining -= 1
-        if self._remaining > 0:
-            return
-        self.happened = True
+        with self._lock:
+            self._remaining -= 1
+            if self._remaining != 0:
+                return
+            self.happened = True
         if self._kind == "error":
             raise self._error or DatabaseUnavailable(
                 problem=f"the connection was lost, by a test, at {self.point}", remedy="do it again"
@@ -114,8 +117,12 @@ class Crash:
             process.die()
         raise SimulatedCrash(self.point)
 
+    def _concerns(self, process: _Process | None) -> bool:
+        """Whether it can happen to this one: a worker that was started outside the block is no process that can die."""
+        return process is not None or self._by != "worker" or self._kind == "error"
+
     @contextlib.contextmanager
-    def _active(self) -> Iterator["Crash"]:
+    def _active(self) -> Iterator["Injected"]:
         self._watch.install()
         _watch_leases(self._watch, self._app)
         self._watch.shadow(self._app, "worker", _mortal)
@@ -134,7 +141,7 @@ class Crash:
             )
 
 
-def crash_before(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Crash]:
+def crash_before(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
     """
     Have a process die before it does *step*: see `crash_at`.
 
@@ -156,12 +163,12 @@ def crash_before(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractCon
     return crash_at(app, _points_of(step)[0], nth=nth)
 
 
-def crash_after(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Crash]:
+def crash_after(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
     """Have a process die when *step* is done and committed, before it or anybody else knows: see `crash_at`."""
     return crash_at(app, _points_of(step)[-1], nth=nth)
 
 
-def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Crash]:
+def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
     """
     Have a process die at a failpoint, inside the block.
 
@@ -188,21 +195,21 @@ def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContex
 
 def fail_before(
     app: App, step: str, *, error: BaseException | None = None, nth: int = 1
-) -> contextlib.AbstractContextManager[Crash]:
+) -> contextlib.AbstractContextManager[Injected]:
     """Have *step* fail once, with nothing done: see `fail_at`."""
     return fail_at(app, _points_of(step)[0], error=error, nth=nth)
 
 
 def fail_after(
     app: App, step: str, *, error: BaseException | None = None, nth: int = 1
-) -> contextlib.AbstractContextManager[Crash]:
+) -> contextlib.AbstractContextManager[Injected]:
     """Have *step* done and committed, and its answer be lost, once: see `fail_at`."""
     return fail_at(app, _points_of(step)[-1], error=error, nth=nth)
 
 
 def fail_at(
     app: App, point: str, *, error: BaseException | None = None, nth: int = 1
-) -> contextlib.AbstractContextManager[Crash]:
+) -> contextlib.AbstractContextManager[Injected]:
     """
     Raise an error at a failpoint once, inside the block; everybody lives on, and does it again where that is promised.
 
@@ -221,11 +228,11 @@ def _points_of(step: str) -> tuple[str, ...]:
 
 def _inject(
     app: App, point: str, nth: int, kind: Kind, error: BaseException | None
-) -> contextlib.AbstractContextManager[Crash]:
+) -> contextlib.AbstractContextManager[Injected]:
     step = step_of(point)
     if step.only:
         raise ValueError(f"{point} is a detail of {step.only}'s, and cannot be injected in a test's own process")
-    return Crash(app, point, nth=nth, kind=kind, error=error)._active()
+    return Injected(app, point, nth=nth, kind=kind, error=error)._active()
 
 
 def _keep_the_dead_away(app: App) -> None:

@@ -61,7 +61,7 @@ async def run_until_idle(
         ...         (run,) = await run_until_idle(app, jump=True)
         ...         print(run.state, run.result)
         >>> asyncio.run(main())
-        succeeded Success(return_value='charged 7')
+        succeeded Success(type='success', return_value='charged 7')
     """
     clock = app._engine.clock
     if jump and not isinstance(clock, ManualClock):
