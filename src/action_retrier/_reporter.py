@@ -17,6 +17,7 @@ from .drivers import Database
 
 _STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
 _BUSY_S = 0.1
+_SUSPECTS_APART_S = 0.05
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
 
@@ -153,16 +154,18 @@ class Reporter:
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
-        may_be_more = len(self._claimed) >= _BATCH
+        is_full = len(self._claimed) >= _BATCH
         may_call_suspects = bool(suspects.callback_allowance) and not self._stopping
         if not any(row["callback_losses"] for row, _ in self._claimed):
             await self._call_claimed()
         elif not may_call_suspects:
             await self._return_claimed()
-        if may_call_suspects and not self._stopping:
-            may_be_more |= await self._call_suspect(claimant, suspects)
-        if may_be_more:
-            self.callbacks_are_due()  # while all slots are taken, nobody else asks for long
+        # There may be more, and while all slots are taken nobody else asks for long.
+        if is_full:
+            self.callbacks_are_due()
+        if may_call_suspects and not self._stopping and await self._call_suspect(claimant, suspects):
+            # Not at once: suspects that wait to be executed have their turn in between.
+            asyncio.get_running_loop().call_later(_SUSPECTS_APART_S, self.callbacks_are_due)
 
     async def _call_claimed(self) -> None:
         """Call what has been claimed; what fails to be written stays claimed, and is called again."""

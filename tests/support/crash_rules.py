@@ -187,9 +187,10 @@ def _attempts(story: Story, lives: list[Life]) -> Iterator[Broken]:
 
 
 def _executions(story: Story, lives: list[Life]) -> Iterator[Broken]:
-    """I8: an attempt begins once at most, in order, and there are at most max_failures + 1 of them a life."""
+    """I8: an attempt begins once at most, and there are at most max_failures + 1 of them a life."""
+    # Not always in order: one that is stopped between its claim and its beginning may begin after its heir.
     begun = [line.attempt for line in story.lines if line.event == "begin"]
-    if begun != sorted(set(begun)):
+    if len(begun) != len(set(begun)):
         yield Broken("executions", f"I2: attempts began as {begun}")
     most = json.loads(story.row["options"])["max_failures"] + 1
     for life in lives:
