@@ -17,7 +17,6 @@ from .drivers import Database
 
 _STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
 _BUSY_S = 0.1
-_SUSPECTS_APART_S = 0.05
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
 
@@ -160,12 +159,10 @@ class Reporter:
             await self._call_claimed()
         elif not may_call_suspects:
             await self._return_claimed()
-        # There may be more, and while all slots are taken nobody else asks for long.
         if is_full:
-            self.callbacks_are_due()
-        if may_call_suspects and not self._stopping and await self._call_suspect(claimant, suspects):
-            # Not at once: suspects that wait to be executed have their turn in between.
-            asyncio.get_running_loop().call_later(_SUSPECTS_APART_S, self.callbacks_are_due)
+            self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
+        if may_call_suspects and not self._stopping:
+            await self._call_suspect(claimant, suspects)
 
     async def _call_claimed(self) -> None:
         """Call what has been claimed; what fails to be written stays claimed, and is called again."""
@@ -202,21 +199,19 @@ class Reporter:
             await self._database.write(lambda row=row, worker=worker: return_callbacks([row["id"]], worker))  # type: ignore[misc]
             self._claimed.pop(0)
 
-    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> bool:
-        """Call one callback that may have cost a worker, with no suspect beside it; tell whether there was one."""
+    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
+        """Call one callback that may have cost a worker, with no suspect beside it."""
         key = "callback"
         suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
         try:
             if not self._claimed:  # else it is called again
                 rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
                 self._claimed = [(row, claimant.id) for row in rows]
-            if not suspects.is_alone(key):
+            if suspects.is_alone(key):
+                await self._call_claimed()
+            else:
                 # A claim of runs that was under way has brought a suspect: it would be lost with us.
                 await self._return_claimed()
-                return False
-            is_found = bool(self._claimed)
-            await self._call_claimed()
-            return is_found
         finally:
             suspects.end(key)
 
