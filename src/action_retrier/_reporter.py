@@ -153,16 +153,16 @@ class Reporter:
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
-        may_be_more = len(self._claimed) >= _BATCH
+        is_full = len(self._claimed) >= _BATCH
         may_call_suspects = bool(suspects.callback_allowance) and not self._stopping
         if not any(row["callback_losses"] for row, _ in self._claimed):
             await self._call_claimed()
         elif not may_call_suspects:
             await self._return_claimed()
+        if is_full:
+            self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
         if may_call_suspects and not self._stopping:
-            may_be_more |= await self._call_suspect(claimant, suspects)
-        if may_be_more:
-            self.callbacks_are_due()  # while all slots are taken, nobody else asks for long
+            await self._call_suspect(claimant, suspects)
 
     async def _call_claimed(self) -> None:
         """Call what has been claimed; what fails to be written stays claimed, and is called again."""
@@ -199,21 +199,19 @@ class Reporter:
             await self._database.write(lambda row=row, worker=worker: return_callbacks([row["id"]], worker))  # type: ignore[misc]
             self._claimed.pop(0)
 
-    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> bool:
-        """Call one callback that may have cost a worker, with no suspect beside it; tell whether there was one."""
+    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
+        """Call one callback that may have cost a worker, with no suspect beside it."""
         key = "callback"
         suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
         try:
             if not self._claimed:  # else it is called again
                 rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
                 self._claimed = [(row, claimant.id) for row in rows]
-            if not suspects.is_alone(key):
+            if suspects.is_alone(key):
+                await self._call_claimed()
+            else:
                 # A claim of runs that was under way has brought a suspect: it would be lost with us.
                 await self._return_claimed()
-                return False
-            is_found = bool(self._claimed)
-            await self._call_claimed()
-            return is_found
         finally:
             suspects.end(key)
 

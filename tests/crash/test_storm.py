@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.storm, pytest.mark.timeout(400)]
 
 RATE = 60
 RECOVERED_S = 5
-"""Half of what a death has cut off begins again within that, on a machine that has other things to do."""
+"""Half of what a death has cut off begins again within that."""
 RESUMED_S = 2
 INJECTED = {
     "sqlite": {"SIGKILL of a worker": 11, "SIGSTOP of a worker, past its lease": 2},

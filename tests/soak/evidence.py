@@ -48,7 +48,7 @@ class Evidence:
         self.broken: list[tuple[str, Broken]] = []
         self.runs: Counter[str] = Counter()
         self.executions = self.lost_attempts = self.refused = self.retries = self.effects = 0
-        self.most_losses = 0
+        self.most_losses = self.late = 0
         self.taken_for_dead: list[str] = []
         self.recoveries_s: defaultdict[str, list[float]] = defaultdict(list)
         self.outages_s = injector.outages_s
@@ -68,6 +68,7 @@ class Evidence:
         self.executions += len(begun)
         self.retries += sum(map(is_retry, story.changes))
         self.effects += len(story.effects)
+        self.late += sum(again.attempt < line.attempt for line, again in pairwise(begun))
         if story.is_removed:
             self._removed.add(run_id)
             self.runs["removed"] += 1
@@ -155,6 +156,7 @@ class Evidence:
             "of these, had returned, then or later, which counts for nothing": self.refused,
             "most such losses of one run that kills nobody": self.most_losses,
             "executions taken from a worker that nothing had been done to": len(self.taken_for_dead),
+            "executions that began after their heirs, and counted for nothing": self.late,
             "callbacks": self.effects,
             "runs started afresh by retry": self.retries,
             **self.figures,
