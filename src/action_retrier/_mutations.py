@@ -194,12 +194,7 @@ class _Ended:
 async def _wait(task: asyncio.Future[None], limit_us: int, clock: Clock) -> bool:
     """Wait for *task*; False when it took longer than *limit_us*."""
     expired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def expire() -> None:
-        if not expired.done():
-            expired.set_result(None)
-
-    timer = clock.call_later(limit_us, expire)
+    timer = clock.call_later(limit_us, lambda: expired.set_result(None))
     try:
         await asyncio.wait({task, expired}, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -133,6 +133,33 @@ def test_the_error_for_a_bad_url_masks_the_password():
     assert "hunter2" not in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("missing", "database", "remedy"),
+    [
+        ("psycopg", "postgresql://user:secret@host/shop", "needs psycopg: pip install 'action-retrier[postgres]'"),
+        ("django", "django:default", "needs Django: pip install 'action-retrier[django]'"),
+    ],
+)
+def test_a_client_that_is_not_installed_is_named_with_the_remedy(scripts, missing, database, remedy):
+    """An extra of this package brings it."""
+    scripts.write(
+        "job.py",
+        f"""
+        import sys
+        sys.modules[{missing!r}] = None
+        from action_retrier import App
+
+        try:
+            App({database!r})
+        except ValueError as error:
+            print(error)
+        """,
+    )
+    said = scripts.run("job.py").stdout
+    assert remedy in said
+    assert "secret" not in said
+
+
 def test_a_bad_url_in_the_environment_variable_is_a_value_error_too(monkeypatch):
     """The variable is a URL like any other, its password masked like any other."""
     monkeypatch.setenv("ACTION_RETRIER_DATABASE_URL", "mysql://clerk:hunter2@db.example.org/shop")

@@ -115,30 +115,3 @@ def test_an_app_creates_no_file_before_it_is_used(scripts):
     )
     scripts.run("job.py")
     assert [path.name for path in scripts.folder.iterdir() if path.name != "__pycache__"] == ["job.py"]
-
-
-@pytest.mark.parametrize(
-    ("missing", "database", "remedy"),
-    [
-        ("psycopg", "postgresql://user:secret@host/shop", "needs psycopg: pip install 'action-retrier[postgres]'"),
-        ("django", "django:default", "needs Django: pip install 'action-retrier[django]'"),
-    ],
-)
-def test_a_client_that_is_not_installed_is_named_with_the_remedy(scripts, missing, database, remedy):
-    """An extra of this package brings it."""
-    scripts.write(
-        "job.py",
-        f"""
-        import sys
-        sys.modules[{missing!r}] = None
-        from action_retrier import App
-
-        try:
-            App({database!r})
-        except ValueError as error:
-            print(error)
-        """,
-    )
-    said = scripts.run("job.py").stdout
-    assert remedy in said
-    assert "secret" not in said
