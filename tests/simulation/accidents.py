@@ -63,7 +63,7 @@ class Accidents:
         return seconds
 
     def _outage(self, _: Machine, seconds: float) -> float:
-        self._world.server.go_down(seconds)
+        self._world.server.go_down(seconds, restarts=self._rng.random() < 0.5)
         return seconds
 
     def _cut_off(self, machine: Machine, seconds: float) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from action_retrier._statements import Rows, Statement
 from action_retrier.errors import DatabaseUnavailable
 
+from .loop import Lane
 from .process import Process
 
 DEADLINE_S = 5.0
@@ -155,6 +156,8 @@ class Line:
         self._was_open = False
         self._reopened_at_us: int | None = None
         self._retries = False
+        self._lane = Lane(process)  # it is watched by a thread of its own
+        process.adopt(self._lane)
 
     def is_steady(self, for_us: int) -> bool:
         now = self._process.monotonic_us()
@@ -216,7 +219,7 @@ class Line:
         if not self._retries and self._locks:
             self._retries = True
             loop = self._process.loop
-            loop.call_on(self._process.lane, _NEW_SESSION_S * (0.5 + loop.rng.random()), self._watch)
+            loop.call_on(self._lane, _NEW_SESSION_S * (0.5 + loop.rng.random()), self._watch)
 
     def _watch(self) -> None:
         self._retries = False

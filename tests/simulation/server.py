@@ -83,8 +83,8 @@ class Server:
     def reachable(self, process: Process) -> bool:
         return not self.is_down and not process.is_cut_off
 
-    def go_down(self, seconds: float) -> None:
-        """Fail everything for a while; on a server every session ends."""
+    def go_down(self, seconds: float, *, restarts: bool) -> None:
+        """Fail everything for a while; on a server every session ends, also where it is only the network's doing."""
         if self.is_down:
             return
         self.is_down = True
@@ -93,11 +93,12 @@ class Server:
                 self.end_session(session)
             if self._loan is not None:
                 self._lose(self._loan)
-        self.loop.call_on(self.loop.world, seconds, self._come_up)
+        self.loop.call_on(self.loop.world, seconds, self._come_up, restarts)
 
-    def _come_up(self) -> None:
+    def _come_up(self, restarted: bool) -> None:  # noqa: FBT001 - a callback
         self.is_down = False
-        self._up_since_s = self.loop.now_s
+        if restarted:
+            self._up_since_s = self.loop.now_s
 
     def lost_lock_for(self, worker: str) -> float:
         """Return for how long nobody has held the lock that proves that *worker* lives."""

@@ -121,12 +121,17 @@ class World:
     async def _rest(self) -> None:
         """Every worker comes to rest; one dies, which the others notice soon; the others sign off."""
         living = [machine for machine in self.machines if machine.process.is_alive and not machine.is_stopping]
-        resting = [machine.process.spawn(machine.rest()) for machine in living]
-        if resting:
-            await asyncio.wait(resting, timeout=_PATIENCE_S)
-        self.oracle.expect(all(task.done() for task in resting), "a worker never comes to rest")
-        self.oracle.expect(not any(task.exception() for task in resting if task.done()), "a worker cannot rest")
-        if self.rng.random() < _SHARE:
+        resting = {machine: machine.process.spawn(machine.rest()) for machine in living}
+
+        def are_at_rest() -> bool:  # or dead: an attempt of a canceled run may still kill its process
+            return all(task.done() or not machine.process.is_alive for machine, task in resting.items())
+
+        await self._until(are_at_rest, self.loop.now_s + _PATIENCE_S)
+        self.oracle.expect(are_at_rest(), "a worker never comes to rest")
+        broken = [task.exception() for task in resting.values() if task.done() and task.exception() is not None]
+        self.oracle.expect(not broken, f"a worker cannot rest: {broken}")
+        living = [machine for machine in living if machine.process.is_alive]
+        if living and self.rng.random() < _SHARE:
             await self._start_in_silence()
         if len(living) > 1 and self.rng.random() < _SHARE:
             await self._lose_one(living.pop())
