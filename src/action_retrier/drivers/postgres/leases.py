@@ -20,6 +20,7 @@ LEASE_US = 10_000_000
 MARGIN_US = 2_000_000
 """How long before that it considers the lease lost itself."""
 _LOOKS_APART_US = 1_000_000
+_CLOCKS_APART_US = 2_000_000  # an answer may have been on its way for a while
 _STEADY_US = 5_000_000  # within that, whoever lives has come back after an outage
 
 Read = Callable[[Callable[[], Op[Rows]]], Awaitable[Rows]]
@@ -28,6 +29,26 @@ Read = Callable[[Callable[[], Op[Rows]]], Awaitable[Rows]]
 def lock_key(worker: str) -> int:
     """Return the key of a worker's advisory lock: the random half of its UUID."""
     return int.from_bytes(bytes.fromhex(worker.replace("-", ""))[8:], "big", signed=True)
+
+
+class ServerClock:
+    """Notices when the server's clock is set, by our own."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, int] | None = None
+        self._set_at: int | None = None
+
+    def compare(self, servers: int, ours: int) -> None:
+        """Take note of what both show."""
+        if self._seen is not None:
+            servers_then, ours_then = self._seen
+            if abs((servers - servers_then) - (ours - ours_then)) > _CLOCKS_APART_US:
+                self._set_at = ours
+        self._seen = servers, ours
+
+    def was_set(self, now: int) -> bool:
+        """Tell whether it was, so recently that the living may not have renewed since."""
+        return self._set_at is not None and now - self._set_at < LEASE_US
 
 
 class PostgresLeases:
@@ -41,6 +62,7 @@ class PostgresLeases:
         self._unbroken_since: dict[str, int] = {}
         self._free_since: dict[str, tuple[int, int]] = {}
         self._unchanged_since: dict[str, tuple[int, int]] = {}
+        self._server_clock = ServerClock()
 
     def acquire(self, worker: str) -> None:
         """Take the lock of a fresh worker id; its lease begins with its row."""
@@ -83,6 +105,10 @@ class PostgresLeases:
 
     def _dead_ones(self, rows: Rows) -> Rows:
         now = boot_time_us()
+        for row in rows:
+            if row["renewed_at"] is not None:
+                self._server_clock.compare(row["renewed_at"] + row["silent_for"], now)
+                break
         may_judge = any(self._may_judge(own, now) for own in self._unbroken_since)
         return [row for row in rows if self._is_dead(row, now, may_judge=may_judge)]
 
@@ -113,14 +139,16 @@ class PostgresLeases:
 
     def _is_silent(self, row: dict[str, Any], now: int) -> bool:
         """
-        Whether it has given no sign of life for one lease, by the server's clock and by ours.
+        Whether it has given no sign of life for one lease.
 
-        The server's may be set: forward, and everybody seems to have been silent; back, and what was
-        written before is in the future, where only our own clock tells how long nothing has come.
+        The server's clock tells, unless it has been set: forward, and everybody seems to have been
+        silent; back, and what was written before is in the future. Then our own has to tell as well.
         """
         since, renewed_then = self._unchanged_since.setdefault(row["id"], (now, row["renewed_at"]))
         if renewed_then != row["renewed_at"]:
             since, _ = self._unchanged_since[row["id"]] = (now, row["renewed_at"])
+        if row["silent_for"] >= 0 and not self._server_clock.was_set(now):
+            return bool(row["silent_for"] > LEASE_US)
         return now - since >= LEASE_US and not 0 <= row["silent_for"] <= LEASE_US
 
     def alive(self, workers: Rows) -> Rows:
