@@ -12,10 +12,13 @@ DATABASE ?= sqlite
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 10000
+STEPS ?= 50000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage mutants storm hosts pgbouncer pgstorm check lint types layers docs examples format bench build clean
+.PHONY: help demo test coverage properties simulation mutants storm soak hosts pgbouncer pgstorm check lint types layers \
+	docs examples format bench build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,9 +48,24 @@ coverage: $(VENV)/.dev ## Measure which branches of floors 0 to 3 the tests see:
 mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minutes (MUTANTS="fenced")
 	$(BIN)/python tools/mutants.py $(MUTANTS)
 
-storm: $(VENV)/.dev ## Kill workers and crash PostgreSQL, and lose its answers: minutes
-	$(BIN)/pytest -m slow tests/crash/test_storm.py tests/crash/test_storm_postgres.py \
+properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
+	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
+
+# SEED=123 replays one, and tells everything.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100 SEED=7)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
+
+storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand answers of PostgreSQL: half an hour
+	$(BIN)/pytest -m slow tests/crash/test_storm.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
+
+# Both databases, unless one is named.
+SOAKED := $(if $(filter file,$(origin DATABASE)),both,$(DATABASE))
+DURATION ?= 1h
+SOAK_ARGS ?=
+
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7)
+	$(BIN)/python -m tests.soak --database $(SOAKED) --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
 
 hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \

@@ -2,14 +2,14 @@
 Test code that uses the library: no sleeping, no mocks.
 
 `make_app` is what makes a program testable: a test gives it a temporary file and a clock of its
-own. The two functions named ``test_`` are what pytest would collect.
+own. The functions named ``test_`` are what pytest would collect.
 """
 
 import tempfile
 from pathlib import Path
 
 from action_retrier import ActionCtx, App, Failed, Success, SyncActionRetrier
-from action_retrier.testing import ManualClock
+from action_retrier.testing import ManualClock, crash_after, run_until_idle_sync
 
 
 async def fetch(ctx: ActionCtx, url: str) -> str:
@@ -55,8 +55,22 @@ def test_a_page_that_stays_away_is_given_up(tmp_path: Path) -> None:
         assert [attempt.delay_ms for attempt in retrier.get(app, run_id).attempts] == [1_000, 2_000, None]
 
 
+def test_a_page_is_fetched_once_more_if_the_worker_dies(tmp_path: Path) -> None:
+    app = make_app(f"sqlite:///{tmp_path}/test.db", ManualClock())
+    with app:
+        SyncActionRetrier(app).run(app, "testing_your_code:fetch", {"url": "https://example.com"})
+        with crash_after(app, "action", nth=2):  # the second attempt has the page, and nobody knows
+            run_until_idle_sync(app, jump=True)
+        (run,) = run_until_idle_sync(app, jump=True)
+        assert [attempt.error_type for attempt in run.attempts] == ["ConnectionError", "WorkerLost", None]
+
+
 if __name__ == "__main__":
-    for test in (test_a_page_is_fetched_again_after_a_second, test_a_page_that_stays_away_is_given_up):
+    for test in (
+        test_a_page_is_fetched_again_after_a_second,
+        test_a_page_that_stays_away_is_given_up,
+        test_a_page_is_fetched_once_more_if_the_worker_dies,
+    ):
         with tempfile.TemporaryDirectory() as folder:
             test(Path(folder))
         print(test.__name__, "passed")

@@ -63,6 +63,9 @@ class System(Protocol):
     def open(self, clock: Clock, **options: Any) -> Database:
         """Open the database as one more process would, so to speak."""
 
+    def keep_looking(self) -> None:
+        """Look through one connection from now on: who looks after every step would open thousands."""
+
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return what is committed in one of our tables."""
 
@@ -104,6 +107,7 @@ class SqliteSystem:
         self.path = folder / "store.db"
         self.url = f"sqlite:///{self.path}?synchronous=normal"
         self._opened: list[Any] = []
+        self._look: sqlite3.Connection | None = None
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("CREATE TABLE notes (text TEXT NOT NULL UNIQUE)")
@@ -124,11 +128,24 @@ class SqliteSystem:
         self._opened.append(connection)
         return connection
 
+    def keep_looking(self) -> None:
+        """Look through one connection from now on."""
+        self._look = self.connect()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        if self._look is not None:
+            yield self._look
+            return
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            yield connection
+
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return what is committed in one of our tables."""
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(f"SELECT * FROM action_retrier_{name}")]  # noqa: S608
+        with self._looking() as connection:
+            cursor = connection.execute(f"SELECT * FROM action_retrier_{name}")  # noqa: S608
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def write_note(self, connection: sqlite3.Connection, text: str) -> None:
         """Write to the user's own table."""
@@ -140,7 +157,7 @@ class SqliteSystem:
 
     def notes(self) -> list[str]:
         """Return what is committed in it."""
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+        with self._looking() as connection:
             return [text for (text,) in connection.execute("SELECT text FROM notes ORDER BY rowid")]
 
     def overwrite(self, run_id: str, **columns: Any) -> None:
@@ -276,6 +293,9 @@ class PostgresSystem:
         connection = psycopg.connect(self.user_url, **self.user_options | options)
         self._opened.append(connection)
         return connection
+
+    def keep_looking(self) -> None:
+        """Do nothing: tests look through a session that is there already."""
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return what is committed in one of our tables."""

@@ -70,6 +70,27 @@ def test_a_module_is_short_enough_to_be_one_thing(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 
 
+OPENS_IN_SQLITES_DRIVER = {
+    "connection.py": "a statement",
+    "database.py": "a database that it creates: nobody can have a connection to it",
+    "diagnosis.py": "the kernel's table of mounts",
+    "locks.py": "a lock file, once for a process",
+    "schema.py": "a migration",
+}
+
+
+def test_nothing_opens_a_databases_file_but_sqlite() -> None:
+    """Any close of that file ends the locks that SQLite has on it for this process: two writers could damage it."""
+    opens = re.compile(r"(?<!def )\b(?:os\.)?open\((?!\))|\.(?:read|write)_(?:text|bytes)\(|\bshutil\.")
+    found = {
+        path.name
+        for path in (PACKAGE / "drivers" / "sqlite").glob("*.py")
+        if opens.search(re.sub(r'"""[\s\S]*?"""', "", path.read_text("utf-8")))
+    }
+
+    assert found == set(OPENS_IN_SQLITES_DRIVER)
+
+
 @pytest.mark.parametrize("path", by_name((ROOT / "tests").rglob("*.py")))
 def test_no_test_sleeps(path: Path) -> None:
     """Tests own time and wait on signals: a sleep is too short on one machine, wasted on others."""

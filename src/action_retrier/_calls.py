@@ -17,6 +17,7 @@ from ._targets import Targets
 from ._waiting import Waiting
 from ._worker import Engine
 from .config import logger
+from .drivers import Database
 from .errors import RunNotFound
 from .results import CallbackState, Page, Run, RunStatus
 
@@ -61,28 +62,37 @@ class Call:
 
 
 class _App(Protocol):
-    """What an App is asked for again and again."""
+    """What an App is asked for each time: the command line, or a test, may have it work elsewhere."""
 
-    @property
-    def namespace(self) -> str:
-        """The namespace it works in."""
+    _engine: Engine
 
 
 class Calls:
     """Turns what a caller passes into operations, and finds where they run."""
 
-    def __init__(self, app: _App, engine: Engine, options: Mapping[str, Any]) -> None:
+    def __init__(self, app: _App, options: Mapping[str, Any]) -> None:
         check_options(options, where="ActionRetrier")
         self._app = app
-        self._engine = engine
-        self.database = self._engine.database
-        self.targets = Targets(app, self.database)
         self._options = dict(options)
         self._default_policies: dict[str | None, RetryPolicy] = {}
 
     @property
+    def _engine(self) -> Engine:
+        return self._app._engine  # noqa: SLF001 - one house
+
+    @property
     def _namespace(self) -> str:
-        return self._app.namespace  # asked each time: the command line may move an app to another one
+        return self._engine.namespace
+
+    @property
+    def database(self) -> Database:
+        """The app's."""
+        return self._engine.database
+
+    @property
+    def targets(self) -> Targets:
+        """What finds the transactions of calls."""
+        return Targets(self._app, self.database)
 
     # Starting.
 

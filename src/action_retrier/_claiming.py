@@ -19,6 +19,7 @@ from .drivers import Database
 
 POLL_S = 1.0
 """Polling is the truth; wake-ups only make it fast."""
+_UNWRITTEN = 10  # reports at least that may be waiting to be written when more is claimed
 _LOST_RACE_S = 0.002
 _LONGEST_RACE_S = 0.25  # what is due may not be ours to take: after an outage our own lease has to be renewed first
 
@@ -100,7 +101,7 @@ class Claiming:
                 return
             await self._incarnation.announce_news()
             look_again_s = await self._subscription.tune(self._incarnation.claimant.id, busy=self._backlog)
-            free = self._executions.free
+            free = self._free
             told, self._subscription.was_told = self._subscription.was_told, False
             # A claim at once, where it is likely to bring something. Else a question comes first: a commit wakes
             # every idle worker, and only one of them should take SQLite's write lock for it.
@@ -139,6 +140,13 @@ class Claiming:
         finally:
             self._subscription.active = False
             self._idle_waiters += [waiter for waiter in waiters if not waiter.done()]
+
+    @property
+    def _free(self) -> int:
+        """How many more to claim: none while as many as may execute have ended, and nobody knows it yet."""
+        # If we die, those are lost as well. They pile up where callbacks take longer than actions.
+        most = max(self._executions.concurrency, _UNWRITTEN)
+        return self._executions.free if len(self._reporter.unwritten()) < most else 0
 
     def _must_look_everywhere(self) -> bool:
         """Whether the lanes that are known may be too old: a new one may be more urgent than all of them."""

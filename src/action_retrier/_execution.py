@@ -100,7 +100,7 @@ class Executions:
         self._database = database
         self._mutations = mutations
         self._clock = clock
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._report = report
         self._announce_end = ended
         self._threads = DaemonThreads(concurrency, "action-retrier-action", around=database.in_user_thread)
@@ -113,7 +113,7 @@ class Executions:
     @property
     def free(self) -> int:
         """How many more can begin now."""
-        return self._concurrency - len(self._by_key)
+        return self.concurrency - len(self._by_key)
 
     @property
     def live(self) -> int:

@@ -9,7 +9,9 @@ from .drivers import Leases
 from .errors import DatabaseUnavailable
 
 HEARTBEAT_S = 3.0
-_TOLD_EVERY = 10
+_AGAIN_S = 0.5
+"""After how long a renewal that failed is tried again: a worker whose lease has run out starts nothing before it."""
+_TOLD_EVERY = 60
 """Of renewals in vain, one after the other, this many make one line of the log: an outage may last."""
 
 
@@ -49,7 +51,7 @@ class Heartbeat:
         with suppress(Exception):  # the next renewal says it too
             self._leases.announce(self._worker)
         in_vain = 0
-        while not self._stop.wait(HEARTBEAT_S):
+        while not self._stop.wait(min(_AGAIN_S, HEARTBEAT_S) if in_vain else HEARTBEAT_S):
             if not self._is_wanted():
                 # The event loop is gone without a goodbye: let others have the runs.
                 self._leases.release(self._worker, signed_off=False)

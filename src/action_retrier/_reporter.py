@@ -101,6 +101,7 @@ class Reporter:
                 self._unwritten.pop((report.run_id, report.attempt), None)
         if but:
             asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
+        self._changed()
 
     async def write_once(self) -> None:
         """Write what has been collected while the last flush was running."""
@@ -115,7 +116,6 @@ class Reporter:
             self._plain_wake.set()
             raise
         self._written(reports, but=busy)
-        self._changed()
 
     def callbacks_are_due(self) -> None:
         """Have pending callbacks claimed and called."""
@@ -153,11 +153,14 @@ class Reporter:
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
+        is_full = len(self._claimed) >= _BATCH
         may_call_suspects = bool(suspects.callback_allowance) and not self._stopping
         if not any(row["callback_losses"] for row, _ in self._claimed):
             await self._call_claimed()
         elif not may_call_suspects:
             await self._return_claimed()
+        if is_full:
+            self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
         if may_call_suspects and not self._stopping:
             await self._call_suspect(claimant, suspects)
 

@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from ._claiming import Claiming
 from ._clock import Clock
 from ._completion import Completion
 from ._contexts import StopReason
 from ._execution import STOP_GRACE_S, Execution, Executions, Key
+from ._ids import system_random
 from ._incarnation import Incarnation
 from ._lanes import Pace
 from ._lifecycle import Outcome
 from ._maintenance import Maintenance
 from ._mutations import Mutations
+from ._ops.claims import ANY_LOSSES, next_due
 from ._ops.reports import lost_attempts, store_progress
 from ._ops.workers import give_back, owned_by, recover_worker
 from ._policy import to_us
@@ -43,6 +45,13 @@ class Engine:
     rng: Random
     namespace: str
     retention_us: int
+
+    @classmethod
+    def on(cls, database: Database, registry: Registry, clock: Clock, *, namespace: str, retention_us: int) -> Self:
+        """Return what works with *database*."""
+        rng = system_random()
+        mutations = Mutations(database, registry, clock, rng)
+        return cls(database, registry, mutations, clock, rng, namespace, retention_us)
 
 
 class Worker:
@@ -133,6 +142,18 @@ class Worker:
         """How many attempts still execute although they were told to stop."""
         return len(self._executions)
 
+    async def recover_dead(self) -> None:
+        """Settle what dead workers have left now, instead of at the next look."""
+        if await self._maintenance.recover_dead(self.id):
+            self._claiming.wake()
+
+    async def next_due_us(self) -> int | None:
+        """Tell in how long there is something for this worker to do; negative is overdue, None is never."""
+        claimant = self._incarnation.claimant
+        due = await self._database.read(lambda: next_due(claimant, ANY_LOSSES))
+        times = [us for us in (due.work_us, due.callbacks_us, due.deadline_us) if us is not None]
+        return min(times, default=None)
+
     async def until_idle(self) -> None:
         """Return when nothing that this worker can run, or call back, is due or under way."""
         if self._stopped:
@@ -195,9 +216,12 @@ class Worker:
         """Repeat *body*; whatever it raises, the worker lives on."""
         backoff = _SHORTEST_BACKOFF_S
         while True:
+            began_s = self._loop.time()
             try:
                 await body()
             except DatabaseUnavailable as error:
+                if self._loop.time() - began_s > _LONGEST_BACKOFF_S:
+                    backoff = _SHORTEST_BACKOFF_S  # the database has waited for better times already
                 logger.warning("%s: %s; trying again in %.1f s", name, error.problem, backoff)
             except Exception:  # noqa: BLE001 - the loop's boundary: our own bug must not end the worker
                 logger.exception("%s: unexpected error; trying again in %.1f s", name, backoff)
@@ -237,8 +261,7 @@ class Worker:
         began_s = self._loop.time()
         if not self._stopping and self._watch_pace.is_due(began_s):
             await self._give_back_strays()
-            if await self._maintenance.recover_dead(self.id):
-                self._claiming.wake()
+            await self.recover_dead()
             self._watch_pace.took(began_s, self._loop.time())
         if not self._stopping:
             await self._maintenance.prune_if_due()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -18,8 +19,8 @@ from ._functions import (
     name_of,
     unbind,
 )
-from ._ids import new_run_id, system_random
-from ._mutations import Mutations, run_in_loop
+from ._ids import new_run_id
+from ._mutations import run_in_loop
 from ._policy import PolicyOptions, check_count, check_name, check_namespace, check_number, check_options
 from ._registry import Registry
 from ._sessions import AppTransaction, AppWorker, run_to_end, run_until_signal
@@ -92,20 +93,22 @@ class App:
         check_number("retention_days", retention_days)
         clock = clock or SystemClock()
         given = database if database is not None else config.database_url()
-        self._database: Database = open_database(given, clock=clock, auto_migrate=auto_migrate)
         self._registry = Registry()
-        rng = system_random()
-        self._mutations = Mutations(self._database, self._registry, clock, rng)
-        self._engine = Engine(
-            database=self._database,
-            registry=self._registry,
-            mutations=self._mutations,
-            clock=clock,
-            rng=rng,
+        self._engine = Engine.on(
+            open_database(given, clock=clock, auto_migrate=auto_migrate),
+            self._registry,
+            clock,
             namespace=namespace,
             retention_us=round(retention_days * _DAY_US),
         )
-        self._threads = DaemonThreads(4, "action-retrier-app", around=self._database.in_user_thread)
+        self._threads = DaemonThreads(4, "action-retrier-app", around=self._in_user_thread)
+
+    @property
+    def _database(self) -> Database:
+        return self._engine.database
+
+    def _in_user_thread(self) -> AbstractContextManager[None]:
+        return self._database.in_user_thread()
 
     @property
     def namespace(self) -> str:
@@ -229,7 +232,7 @@ class App:
             mutation: Mutation[..., Any] = Mutation(
                 function, name_of(function, name, "a mutation"), isolation=isolation, timeout_ms=timeout_ms
             )
-            _check_colour(mutation.signature, self._database)
+            check_colour(mutation.signature, self._database)
             self._registry.add_mutation(mutation)
             return mutation
 
@@ -274,11 +277,11 @@ class App:
         Raises:
             UnknownFunction, InvalidArguments
         """
-        return await self._mutations.run(fn, args)
+        return await self._engine.mutations.run(fn, args)
 
     def run_mutation_sync(self, fn: Mutation[..., Any] | str, args: Mapping[str, Any] | None = None) -> Any:
         """Like `run_mutation`, and blocks."""
-        return self._mutations.run_sync(fn, args)
+        return self._engine.mutations.run_sync(fn, args)
 
     async def run_action(self, fn: Action[..., ..., Any] | Bound | str, args: Mapping[str, Any] | None = None) -> Any:
         """
@@ -319,7 +322,7 @@ class App:
             max_attempts=1,
             database=self._database,
             signals=AttemptSignals(),
-            mutate=self._mutations.run if is_async else self._mutations.run_sync,
+            mutate=self._engine.mutations.run if is_async else self._engine.mutations.run_sync,
         )
 
     # Workers.
@@ -381,7 +384,8 @@ def _check_queues(queues: object) -> list[str] | None:
     return list(queues)
 
 
-def _check_colour(signature: Signature, database: Database) -> None:
+def check_colour(signature: Signature, database: Database) -> None:
+    """Raise ValueError for a mutation that *database* cannot serve."""
     colour = "async" if signature.is_async else "sync"
     if colour not in database.mutation_colours:
         other = "def" if colour == "async" else "async def"

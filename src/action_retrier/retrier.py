@@ -25,7 +25,7 @@ def make_calls(app: App, options: Mapping[str, Any]) -> Calls:
     """Check what a retrier is made of. Raises TypeError or ValueError."""
     if not isinstance(app, App):
         raise TypeError(f"app must be an App, not {app!r:.80}")
-    return Calls(app, app._engine, options)  # noqa: SLF001 - one floor, one house
+    return Calls(app, options)
 
 
 @asks_for_ctx

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -10,6 +11,7 @@ from action_retrier._ops.claims import ANY_LOSSES, NextDue, claim_runs, next_due
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, recover_worker
+from action_retrier.drivers import open_database
 
 from ..stores import NAMESPACE, Store
 
@@ -99,6 +101,25 @@ def test_a_claim_takes_at_most_what_was_asked_for(store: Store) -> None:
 
     assert len(store.claim_ids(worker, 3)) == 3
     assert len(store.claim_ids(worker, 3)) == 1
+
+
+JOINS = ("enable_hashjoin", "enable_mergejoin", "enable_nestloop")
+
+
+@pytest.mark.postgres("there is one planner that may choose")
+@pytest.mark.parametrize("kept", JOINS)
+def test_a_claim_takes_at_most_what_was_asked_for_whatever_the_plan(store: Store, kept: str) -> None:
+    """A planner that runs the choice again for each row would ignore its LIMIT."""
+    for number in range(12):
+        store.start(queue=f"q{number % 3}")
+    options = " ".join(f"-c {name}={'on' if name == kept else 'off'}" for name in (*JOINS, "enable_seqscan"))
+    database = open_database(f"{store.system.url}&options={quote(options)}", clock=store.clock, auto_migrate=True)
+    worker = store.worker()
+
+    taken = [len(database.write_sync(lambda: claim_runs(worker, 5, ANY_LOSSES)).runs) for _ in range(3)]
+    database.close()
+
+    assert taken == [5, 5, 2]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,14 @@ def dead(judge: Process, *workers: Process) -> list[str]:
     return asyncio.run(judge.database.leases.dead([one.id for one in workers]))
 
 
+def watch(boot: Boot, judge: Process, *workers: Process) -> None:
+    """Have the judge look for as long as a lease lasts."""
+    dead(judge, *workers)
+    for _ in range(4):
+        boot.now_us += HEARTBEAT_US
+        judge.renew()
+
+
 class Server:
     """How long the server has been up, as a test wants it; the tests' own may have been started a second ago."""
 
@@ -148,6 +156,39 @@ def test_behind_a_pooler_only_the_lease_counts(store: Store, boot: Boot, judge: 
     assert dead(judge, pooled) == []
 
     pooled.has_been_silent_for(LEASE_US)
+    watch(boot, judge, pooled)
+
+    assert dead(judge, pooled) == [pooled.id]
+
+
+def test_a_servers_clock_that_is_set_forward_kills_nobody(boot: Boot, judge: Process, worker: Process) -> None:
+    """Everybody seems to have been silent until the next heartbeat."""
+    watch(boot, judge, worker)
+    worker.renew()
+    assert dead(judge, worker) == []
+
+    worker.has_been_silent_for(LEASE_US)
+    assert dead(judge, worker) == []
+    boot.now_us += HEARTBEAT_US
+    assert dead(judge, worker) == []
+    worker.renew()
+    watch(boot, judge)
+    assert dead(judge, worker) == []
+
+
+def test_a_servers_clock_that_is_set_back_by_an_hour_does_not_keep_the_dead_alive(
+    store: Store, boot: Boot, judge: Process
+) -> None:
+    pooled = Process(store, "&direct=false")
+    pooled.dies()
+    pooled.has_been_silent_for(-3_600_000_000)
+    assert dead(judge, pooled) == []
+    for _ in range(3):
+        boot.now_us += HEARTBEAT_US
+        judge.renew()
+        assert dead(judge, pooled) == []
+    boot.now_us += HEARTBEAT_US
+    judge.renew()
 
     assert dead(judge, pooled) == [pooled.id]
 

@@ -17,7 +17,7 @@ import pytest
 from action_retrier._ids import new_worker_id
 from action_retrier.drivers.sqlite import leases as module
 from action_retrier.drivers.sqlite.leases import LEASE_US, MARGIN_US, SqliteLeases
-from action_retrier.drivers.sqlite.locks import lock_file, used_lock_file
+from action_retrier.drivers.sqlite.locks import held_here, lock_file, used_lock_file
 from action_retrier.errors import DatabaseUnavailable
 
 from .boot import HEARTBEAT_US, Boot
@@ -337,6 +337,24 @@ def test_a_directory_for_leases_that_cannot_be_made_is_told_with_the_remedy(fold
 
     with pytest.raises(DatabaseUnavailable, match="app.db-workers cannot be made .*check what is there"):
         SqliteLeases(folder).acquire(new_worker_id())
+
+
+def test_a_lease_that_cannot_be_written_leaves_no_file_and_no_descriptor(
+    leases: SqliteLeases, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk it is tried again and again, each time under another id."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    worker = new_worker_id()
+
+    with pytest.raises(DatabaseUnavailable, match=r"cannot be written \(No space left on device\).*disk is full"):
+        leases.acquire(worker)
+
+    assert list(folder.iterdir()) == []
+    assert not held_here(folder / f"{worker}.lock")
 
 
 def test_nobody_is_judged_by_one_who_has_just_been_woken_up(

@@ -288,6 +288,47 @@ def test_a_file_that_is_no_database_is_said_so_and_left_alone(path: Path) -> Non
     assert path.read_bytes() == b"my thesis" * 1000
 
 
+def test_a_damaged_file_is_said_so_and_not_repaired(path: Path) -> None:
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        pages = dict(connection.execute("SELECT name, rootpage FROM sqlite_master"))
+    damaged = bytearray(path.read_bytes())
+    begin = (pages["action_retrier_workers"] - 1) * page_size
+    damaged[begin : begin + page_size] = os.urandom(page_size)
+    path.write_bytes(damaged)
+
+    with opened(path) as database, pytest.raises(DatabaseUnavailable, match="damaged"):
+        database.read_sync(lambda: list_workers(NAMESPACE))
+
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_is_removed_or_replaced_while_it_is_open_is_written_no_more(
+    path: Path, *, is_replaced: bool
+) -> None:
+    """SQLite would go on with the file that has no name, and tell that all is well: nobody would find the runs."""
+    with opened(path) as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        database.read_sync(lambda: list_workers(NAMESPACE))
+        path.rename(path.with_name("moved.db"))
+        if is_replaced:
+            path.touch()
+        what = "replaced by another file" if is_replaced else "removed"
+        with pytest.raises(DatabaseUnavailable, match=what):
+            database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        with pytest.raises(DatabaseUnavailable, match=what):
+            database.read_sync(lambda: list_workers(NAMESPACE))
+
+        assert path.exists() == is_replaced, "none is made in its place"
+        path.with_name("moved.db").rename(path)
+        assert database.read_sync(lambda: list_workers(NAMESPACE)) == [], "back in its place it is in use again"
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+
+
 def test_closing_and_opening_again(path: Path) -> None:
     with opened(path) as database:
         database.close()

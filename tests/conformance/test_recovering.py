@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 import pytest
 
@@ -9,6 +10,7 @@ from action_retrier._lifecycle import Raised, Succeeded
 from action_retrier._maintenance import Maintenance
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reports import finish_callback, postpone_callback
+from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_owners, list_workers, recover_worker
 from action_retrier._statements import Op
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
@@ -78,16 +80,43 @@ def test_recovering_twice_is_recovering_once(store: Store) -> None:
 
 
 def test_recovery_leaves_the_living_alone(store: Store) -> None:
-    runs = [store.start(), store.start()]
+    for _ in range(2):
+        store.start()
     dead, living = store.worker(), store.worker()
-    assert store.claim_ids(dead, 1) == runs[:1]
+    assert len(store.claim_ids(dead, 1)) == 1
     row = store.claim_one(living)
 
     assert store.lose(dead) == 1
 
-    assert store.row(runs[1])["worker"] == living.id
+    assert store.row(row["id"])["worker"] == living.id
     assert store.report(row, living, Succeeded("1"))
     assert [one["id"] for one in store.read(list_workers, NAMESPACE)] == [living.id]
+
+
+def test_ten_thousand_runs_of_the_living_do_not_hide_one_of_the_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever recovers in batches, by age, meets those first that nobody may touch."""
+    living, dying = store.worker(), store.worker()
+    store.write(start_runs, NAMESPACE, [store.starting() for _ in range(10_000)])
+    assert sum(len(store.claim_ids(living, 5_000)) for _ in range(2)) == 10_000
+    run_id = store.start()
+    store.claim_one(dying)
+
+    async def dead(workers: Iterable[str]) -> list[str]:
+        return [worker for worker in workers if worker == dying.id]
+
+    def is_still_dead(_worker: str) -> Op[bool]:
+        yield from ()
+        return True
+
+    monkeypatch.setattr(store.database.leases, "dead", dead)
+    monkeypatch.setattr(store.database.leases, "is_still_dead", is_still_dead)
+    maintenance = Maintenance(store.database, store.clock, store.rng, NAMESPACE, 0)
+    assert asyncio.run(maintenance.recover_dead(living.id))
+
+    assert store.row(run_id)["state"] == "pending"
+    assert {row["worker"] for row in store.system.table("runs") if row["id"] != run_id} == {living.id}
 
 
 def test_recovery_leaves_what_the_dead_had_completed(store: Store) -> None:

@@ -5,16 +5,27 @@ Each case says what the kill leaves behind and what it costs: nothing before a c
 then until the report has committed, and nothing any more after that.
 """
 
+import re
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from crash_processes import eventually
 from crash_program import call
 
+from action_retrier.drivers.postgres import leases as postgres_leases
+from action_retrier.testing import failpoints
+
 pytestmark = pytest.mark.crash
 
 KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(autouse=True)
+def looks_close_together(monkeypatch):
+    """Whoever finishes here need not wait for a second look: it knows who has died."""
+    monkeypatch.setattr(postgres_leases, "_LOOKS_APART_US", 50_000)
 
 
 @dataclass(frozen=True)
@@ -47,30 +58,26 @@ OVER = {"losses": 0}
 """It is safe: nothing is done again."""
 
 PLAIN = [
-    Case("register.before_statement", **FREE),
+    Case("register.before", **FREE),
     Case("register.before_commit", **FREE),
     Case("register.after_commit", **FREE),
-    Case("acquire.before", **FREE),
-    Case("acquire.after", **FREE),
-    Case("claim.before_statement", **FREE),
-    Case("claim.after_statement", **FREE),
+    Case("lease.before", **FREE),
+    Case("lease.after", **FREE),
+    Case("claim.before", **FREE),
     Case("claim.before_commit", **FREE),
     Case("claim.after_commit"),
-    Case("begin.before"),
+    Case("action.before"),
+    Case("action.after", **AGAIN),
     Case("action.begin", **AGAIN),
     Case("action.end", **AGAIN),
-    Case("report.before_statement", **AGAIN),
-    Case("report.after_statement", **AGAIN),
+    Case("report.before", **AGAIN),
     Case("report.before_commit", **AGAIN),
     Case("report.after_commit", state="succeeded", **OVER),
-    Case("report.before_statement", script=("raise", "return"), **AGAIN),
+    Case("report.before", script=("raise", "return"), **AGAIN),
     Case("report.before_commit", script=("raise", "return"), **AGAIN),
     Case("report.after_commit", script=("raise", "return"), state="pending", executions=2, losses=0),
 ]
 
-
-IN_ONE_EXCHANGE = {"claim.after_statement", "claim.before_commit"}
-"""Points that are not there on PostgreSQL: a claim without suspects is one statement, and that a transaction."""
 
 IN_A_THREAD = {"action.begin", "action.end"}
 """Points at which it makes a difference whether the action is ``def`` or ``async def``."""
@@ -86,8 +93,6 @@ IN_A_THREAD = {"action.begin", "action.end"}
     ],
 )
 def test_a_run_survives_the_death_of_its_worker_at(scene, case, action):
-    if scene.database.kind == "postgres" and case.point in IN_ONE_EXCHANGE:
-        pytest.skip("a claim is one exchange there: there is nothing between its statement and its commit")
     scene.prepare()
     run_id = scene.run(*case.script, action=action, on_complete=None)
 
@@ -100,10 +105,11 @@ def test_a_run_survives_the_death_of_its_worker_at(scene, case, action):
 
 
 CALLING_BACK = [
-    Case("report.before_statement", **AGAIN),
-    Case("report.after_statement", **AGAIN),
+    Case("report.before", **AGAIN),
+    Case("callback.before", **AGAIN),
     Case("callback.begin", **AGAIN),
     Case("callback.end", **AGAIN),
+    Case("callback.after", **AGAIN),
     Case("report.before_commit", **AGAIN),
     Case("report.after_commit", state="succeeded", callback="done", **OVER),
 ]
@@ -136,11 +142,10 @@ def test_a_callback_counts_once_when_its_worker_dies_at(scene, case, callback):
 
 
 ALONE = [
-    ("callback_claim.before_statement", 0),
+    ("callback_claim.before", 0),
     ("callback_claim.before_commit", 0),
     ("callback_claim.after_commit", 1),
-    ("callback_done.before_statement", 1),
-    ("callback_done.after_statement", 1),
+    ("callback_done.before", 1),
     ("callback.begin", 1),
     ("callback.end", 1),
     ("callback_done.before_commit", 1),
@@ -163,7 +168,9 @@ def test_a_pending_callback_counts_once_when_its_worker_dies_at(scene, point, tr
     assert (story.row["state"], story.executions, story.effects) == ("canceled", 0, ["canceled"])
 
 
-@pytest.mark.parametrize("point", ["callback_postponed.before_statement", "callback_postponed.before_commit"])
+@pytest.mark.parametrize(
+    "point", ["callback_postponed.before", "callback_postponed.before_commit", "callback_postponed.after_commit"]
+)
 def test_a_callback_that_raised_is_tried_again_when_its_worker_dies_at(scene, point):
     scene.prepare()
     run_id = scene.run("return", context=["raise", "return"])
@@ -189,7 +196,7 @@ def test_a_run_that_has_cost_a_worker_survives_another_death_at(scene, point):
     assert (story.row["state"], story.losses, story.effects) == ("succeeded", losses, ["success"])
 
 
-@pytest.mark.parametrize("point", ["recover.before_statement", "recover.before_commit", "recover.after_commit"])
+@pytest.mark.parametrize("point", ["recover.before", "recover.before_commit", "recover.after_commit"])
 def test_recovery_is_taken_over_when_its_worker_dies_at(scene, point):
     scene.prepare()
     run_ids = scene.start(*[call("hold", "return") for _ in range(3)])
@@ -205,7 +212,7 @@ def test_recovery_is_taken_over_when_its_worker_dies_at(scene, point):
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-@pytest.mark.parametrize("point", ["renew.before", "renew.after"])
+@pytest.mark.parametrize("point", ["heartbeat.before", "heartbeat.after"])
 def test_a_worker_may_die_in_its_heartbeat(scene, point, nth):
     scene.prepare()
     run_id = scene.run("hold", "return")
@@ -218,7 +225,7 @@ def test_a_worker_may_die_in_its_heartbeat(scene, point, nth):
     assert (story.row["state"], story.losses) == ("succeeded", 1)
 
 
-@pytest.mark.parametrize("point", ["sign_off.before_statement", "sign_off.before_commit", "sign_off.after_commit"])
+@pytest.mark.parametrize("point", ["sign_off.before", "sign_off.before_commit", "sign_off.after_commit"])
 def test_a_worker_may_die_when_it_signs_off(scene, point):
     scene.prepare()
     run_id = scene.run("hold", "return")
@@ -232,7 +239,7 @@ def test_a_worker_may_die_when_it_signs_off(scene, point):
     assert (story.row["state"], [one["error_type"] for one in story.attempts]) == ("succeeded", ["WorkerStopped"])
 
 
-@pytest.mark.parametrize("point", ["expire.before_commit", "expire.after_commit"])
+@pytest.mark.parametrize("point", ["expire.before", "expire.before_commit", "expire.after_commit"])
 def test_a_run_past_its_deadline_fails_once_when_its_worker_dies_at(scene, point):
     scene.prepare()
     run_id = scene.run("return", deadline_ms=1)
@@ -243,7 +250,7 @@ def test_a_run_past_its_deadline_fails_once_when_its_worker_dies_at(scene, point
     assert (story.row["state"], story.row["error_type"], story.executions) == ("failed", "DeadlineExceeded", 0)
 
 
-@pytest.mark.parametrize("point", ["prune.before_commit", "prune.after_commit"])
+@pytest.mark.parametrize("point", ["prune.before", "prune.before_commit", "prune.after_commit"])
 def test_retention_removes_all_of_a_run_or_nothing_when_its_worker_dies_at(scene, point):
     scene.prepare()
     old, young = scene.run("raise", "return"), scene.run("return")
@@ -254,12 +261,13 @@ def test_retention_removes_all_of_a_run_or_nothing_when_its_worker_dies_at(scene
     assert scene.worker(die=point).wait() == KILLED
 
     attempts = [row["run_id"] for row in scene.rows("SELECT run_id FROM action_retrier_attempts")]
-    assert (scene.ids(), attempts) == (([old, young], [old]) if point == "prune.before_commit" else ([young], []))
+    assert (scene.ids(), attempts) == (([young], []) if point == "prune.after_commit" else ([old, young], [old]))
 
 
 @pytest.mark.parametrize(
     ("point", "nth"),
     [
+        ("migrate.before", 1),
         ("migrate.statement", 1),
         ("migrate.statement", 2),
         ("migrate.statement", 4),
@@ -279,7 +287,7 @@ def test_a_schema_is_complete_or_absent_when_the_process_that_creates_it_dies_at
 
 @pytest.mark.parametrize(
     ("point", "is_there"),
-    [("start.before_statement", False), ("start.before_commit", False), ("start.after_commit", True)],
+    [("start.before", False), ("start.before_commit", False), ("start.after_commit", True)],
 )
 def test_a_start_is_there_or_not_when_the_caller_dies_at(scene, point, is_there):
     scene.prepare()
@@ -302,3 +310,133 @@ def test_a_run_and_the_order_it_is_for_share_their_fate_when_the_caller_dies_at(
     assert orders == scene.started
     assert len(orders) == is_there
     scene.finish()
+
+
+@pytest.mark.parametrize(
+    ("point", "is_canceled"),
+    [
+        ("cancel.before", False),
+        ("cancel.before_commit", False),
+        ("cancel.after_commit", True),
+        ("cancel_all.before", False),
+        ("cancel_all.before_commit", False),
+        ("cancel_all.after_commit", True),
+    ],
+)
+def test_a_run_is_canceled_or_goes_on_when_the_caller_dies_at(scene, point, is_canceled):
+    scene.prepare()
+    run_id = scene.run("return")
+
+    assert scene.program("--die", point, "do", point.partition(".")[0], run_id).wait() == KILLED
+    story = scene.finish()[run_id]
+
+    state, effect = ("canceled", "canceled") if is_canceled else ("succeeded", "success")
+    assert (story.row["state"], story.executions, story.effects) == (state, 0 if is_canceled else 1, [effect])
+
+
+@pytest.mark.parametrize(
+    ("point", "is_due"), [("retry.before", False), ("retry.before_commit", False), ("retry.after_commit", True)]
+)
+def test_a_run_that_backs_off_is_due_or_waits_when_the_caller_dies_at(scene, point, is_due):
+    scene.prepare()
+    run_id = scene.run("raise", "return", initial_backoff_ms=600_000, max_backoff_ms=600_000)
+    program = scene.here()
+    with program.app, program.app.worker():
+        eventually(lambda: scene.row(run_id)["failures"] == 1, what="a failure")
+    program.close()
+
+    assert scene.program("--die", point, "do", "retry", run_id).wait() == KILLED
+    if not is_due:
+        assert scene.row(run_id)["state"] == "pending"
+        assert scene.program("do", "retry", run_id).wait() == 0
+
+    assert scene.finish()[run_id].executions == 2
+
+
+@pytest.mark.parametrize(
+    ("point", "is_there"),
+    [("retry_all.before", False), ("retry_all.before_commit", False), ("retry_all.after_commit", True)],
+)
+def test_a_failed_run_starts_afresh_or_stays_failed_when_the_caller_dies_at(scene, point, is_there):
+    scene.prepare()
+    run_id = scene.run("raise", "return", max_failures=0)
+    scene.finish()
+
+    assert scene.program("--die", point, "do", "retry_all", run_id).wait() == KILLED
+
+    row = scene.row(run_id)
+    assert (row["state"], row["callback_state"]) == (("pending", "none") if is_there else ("failed", "done"))
+
+
+@pytest.mark.parametrize(
+    ("point", "is_there"), [("cleanup.before", True), ("cleanup.before_commit", True), ("cleanup.after_commit", False)]
+)
+def test_cleanup_removes_all_of_a_run_or_nothing_when_the_caller_dies_at(scene, point, is_there):
+    scene.prepare()
+    run_id = scene.run("raise", "return")
+    scene.finish()
+
+    assert scene.program("--die", point, "do", "cleanup", run_id).wait() == KILLED
+
+    attempts = [row["run_id"] for row in scene.rows("SELECT run_id FROM action_retrier_attempts")]
+    assert (scene.ids(), attempts) == (([run_id], [run_id]) if is_there else ([], []))
+
+
+@pytest.mark.parametrize("point", ["announce.before", "announce.before_commit", "announce.after_commit"])
+def test_a_worker_may_die_when_it_tells_what_it_has_learned(scene, point):
+    scene.prepare()
+
+    assert scene.worker("--register-late", die=point).wait() == KILLED
+    run_id = scene.run("return")
+
+    assert scene.finish()[run_id].executions == 1
+
+
+@pytest.mark.parametrize("point", ["progress.before", "progress.before_commit", "progress.after_commit"])
+def test_a_worker_may_die_when_it_writes_progress(scene, point):
+    scene.prepare()
+    run_id = scene.run("progress 30", "return")
+
+    assert scene.worker(die=point).wait() == KILLED
+    progress = scene.row(run_id)["progress"]
+    story = scene.finish()[run_id]
+
+    assert progress == (0.5 if point == "progress.after_commit" else None)
+    assert (story.executions, story.losses) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("point", "losses"),
+    [("give_back.before", 1), ("give_back.before_commit", 1), ("give_back.after_commit", 0)],
+)
+def test_a_run_that_nobody_knew_was_claimed_costs_no_more_when_its_worker_dies_at(scene, point, losses):
+    """The answer of a claim was lost: its worker gives back what it finds to be its own."""
+    scene.prepare()
+    run_id = scene.run("return")
+
+    assert scene.worker(die=point, lose="claim.after_commit").wait() == KILLED
+    story = scene.finish()[run_id]
+
+    assert (story.row["state"], story.executions, story.losses) == ("succeeded", 1, losses)
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["callback_given_back.before", "callback_given_back.before_commit", "callback_given_back.after_commit"],
+)
+def test_a_callback_that_nobody_knew_was_claimed_counts_once_when_its_worker_dies_at(scene, point):
+    scene.prepare()
+    run_id = scene.run("return")
+    scene.cancel(run_id)
+
+    assert scene.worker(die=point, lose="callback_claim.after_commit").wait() == KILLED
+
+    assert scene.finish()[run_id].effects == ["canceled"]
+
+
+def test_no_failpoint_is_left_out():
+    """Each is named here, or in the module that is about SQLite."""
+    here = Path(__file__)
+    text = here.read_text("utf-8") + here.with_name("test_points_sqlite.py").read_text("utf-8")
+
+    assert set(failpoints()) - set(re.findall(r'"(\w+\.\w+)"', text)) == set()

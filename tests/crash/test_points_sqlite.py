@@ -21,14 +21,13 @@ def test_a_worker_that_dies_before_it_has_written_its_first_time_stamp_costs_not
     assert (left, story.row["state"], story.executions, story.losses) == ("pending", "succeeded", 1, 0)
 
 
-@pytest.mark.parametrize("nth", [1, 2])
-def test_a_worker_may_die_before_it_writes_a_time_stamp(scene, nth):
+@pytest.mark.parametrize(("point", "nth"), [("stamp.before", 1), ("stamp.after", 1), ("stamp.before", 2)])
+def test_a_worker_may_die_when_it_writes_a_time_stamp(scene, point, nth):
     scene.prepare()
     run_id = scene.run("hold", "return")
 
     # Taking the lease writes the first one.
-    # Taking the lease writes the first one.
-    assert scene.worker(die="stamp.before", nth=nth + 1, lease_s=1).wait() == KILLED
+    assert scene.worker(die=point, nth=nth + 1, lease_s=1).wait() == KILLED
     story = scene.finish()[run_id]
 
     assert (story.row["state"], story.losses) == ("succeeded", 1)

@@ -1,6 +1,9 @@
 """A run, or a callback, that kills its process must neither go on for ever nor take the others down with it."""
 
+import secrets
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from crash_processes import LIMIT_S, eventually
@@ -22,6 +25,49 @@ def test_a_run_that_kills_its_process_ends_as_failed(scene, death):
 
     assert (story.row["state"], story.row["error_type"], story.effects) == ("failed", "WorkerLost", ["failed"])
     assert (story.executions, deaths) == (3, 3)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+ENOUGH_MEMORY = 192 * 1024 * 1024
+"""For a worker, and not much more."""
+# The kernel's two versions of control groups; without a limit of its own, swap would take what is too much.
+LIMITS = (
+    (CGROUPS, {"memory.max": ENOUGH_MEMORY, "memory.swap.max": 0})
+    if (CGROUPS / "cgroup.controllers").exists()
+    else (CGROUPS / "memory", {"memory.limit_in_bytes": ENOUGH_MEMORY, "memory.memsw.limit_in_bytes": ENOUGH_MEMORY})
+)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[list[str]]:
+    """What to start a program under so that the kernel kills it when it takes too much."""
+    groups, limits = LIMITS
+    group = groups / f"action-retrier-{secrets.token_hex(4)}"
+    try:
+        group.mkdir()
+        (group / next(iter(limits))).touch()
+    except OSError:
+        pytest.skip(f"limiting a process's memory takes a control group that may be written to, in {groups}")
+    for name, value in limits.items():
+        if (group / name).exists():  # not every kernel counts swap
+            (group / name).write_text(str(value))
+    yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    group.rmdir()
+
+
+def test_a_run_that_takes_all_the_memory_ends_as_failed(scene, little_memory):
+    """The kernel kills its process, which cannot do anything about it."""
+    scene.prepare()
+    run_id = scene.run("devour", max_failures=1)
+    deaths = 0
+    while deaths < 2:
+        worker = scene.processes.start("crash_program.py", scene.database.url, "worker", under=little_memory)
+        assert worker.wait() == -9, worker.log.read_text()
+        deaths += 1
+    story = scene.finish()[run_id]
+
+    assert (story.row["state"], story.row["error_type"], story.effects) == ("failed", "WorkerLost", ["failed"])
+    assert story.executions == 2
 
 
 @pytest.mark.parametrize("action", ["work", "work_sync"])

@@ -5,6 +5,7 @@ import signal
 import pytest
 from crash_processes import eventually
 from crash_program import call
+from crash_witness import read_log
 
 pytestmark = pytest.mark.crash
 
@@ -64,6 +65,20 @@ def test_another_worker_notices_a_death_in_time(scene):
     scene.verdict()
 
 
+def test_a_death_costs_what_was_under_way_and_not_what_waits_for_slow_callbacks(scene, program):
+    """Actions that are quicker than callbacks would end by the hundred, and nobody would know: all lost with the worker."""
+    scene.started += program.start([call("return", context=["take 0.02"]) for _ in range(100)])
+
+    with program.app.worker(concurrency=10):
+        scene.wait_until_complete()
+
+    unknown = most = 0
+    for line in scene.verdict() and read_log(scene.folder):
+        unknown += {"begin": 1, "callback": -1}.get(line.event, 0)
+        most = max(most, unknown)
+    assert most <= 2 * 10
+
+
 # A stopped process.
 
 
@@ -113,6 +128,28 @@ def test_the_attempt_of_a_worker_that_was_stopped_is_canceled(scene):
     story = survive_a_stop(scene, "work", "hold", SHORT_LEASE_S)
 
     assert [line.attempt for line in story.lines if line.event == "end"] == [2]
+
+
+@pytest.mark.parametrize("action", ["work", "work_sync"])
+def test_an_extension_that_keeps_the_interpreter_past_the_lease_costs_its_worker_the_run(scene, action):
+    """No thread of the process runs, not even the heartbeat's: others take over, and its late report changes nothing."""
+    scene.prepare()
+    run_id = scene.run("grip 5", "return", action=action)
+    gripped = scene.worker("--concurrency", 1, lease_s=SHORT_LEASE_S)
+    scene.wait_for_executions(run_id, 1)
+    other = scene.worker(lease_s=SHORT_LEASE_S)
+
+    scene.wait_until_complete()
+    before = scene.row(run_id)
+    eventually(lambda: [line.attempt for line in scene.lines("end", run_id)] == [2, 1])
+    gripped.wait_for("worker", count=2)
+    gripped.stop()
+    other.stop()
+
+    assert scene.row(run_id) == before
+    story = scene.verdict()[run_id]
+    assert (story.row["state"], story.row["attempt"], story.losses) == ("succeeded", 2, 1)
+    assert story.effects == ["success"]
 
 
 @pytest.mark.slow

@@ -210,6 +210,43 @@ async def _is(api, run_id, state):
     return (await api.get(api.app, run_id)).state == state
 
 
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        (_worker.Worker, "_claim_once"),
+        (_worker.Worker, "_watch_once"),
+        (_worker.Worker, "_progress_once"),
+        (_reporter.Reporter, "write_once"),
+        (_reporter.Reporter, "call_back_once"),
+    ],
+)
+async def test_an_unexpected_error_ends_no_part_of_the_worker(api, monkeypatch, part, method):
+    """A part that has ended would leave a worker that looks alive, and does not do its work."""
+    healthy, errors = getattr(part, method), []
+
+    async def ill(self: Any, *args: Any) -> None:
+        if len(errors) < 2:
+            errors.append(LookupError("a bug of ours"))
+            raise errors[-1]
+        await healthy(self, *args)
+
+    monkeypatch.setattr(part, method, ill)
+
+    @api.app.action(name="work")
+    def work() -> int:
+        return 7
+
+    @api.app.mutation(name="told")
+    def told(ctx: Any, run_id: str) -> None:
+        api.system.write_note(ctx.db, run_id)
+
+    run_id = await api.run(api.app, work, on_complete=told)
+    async with api.worker():
+        await api.eventually(lambda: len(errors) == 2)
+        await api.eventually(api.notes)
+        assert await api.status(api.app, run_id) == Completed(Success(7))
+
+
 async def test_a_stopped_worker_is_idle(api):
     async with api.worker() as worker:
         pass

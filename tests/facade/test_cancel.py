@@ -10,6 +10,8 @@ import pytest
 
 from action_retrier import (
     ActionCtx,
+    ActionRetrier,
+    App,
     Call,
     Canceled,
     Completed,
@@ -183,6 +185,30 @@ async def test_the_worker_of_another_app_learns_of_a_cancel_within_a_second(api,
         await gate.until_reached()
         assert await other.cancel(other.app, run_id) is True
         await api.eventually(lambda: seen, within_s=1.5)
+
+
+@pytest.mark.postgres("only there are notifications")
+async def test_a_running_async_action_is_cancelled_without_notifications(system, clock):
+    """Whoever polls learns of it too."""
+    app = App(f"{system.url}&notify=false", clock=clock)
+    reached, cancelled = asyncio.Event(), asyncio.Event()
+
+    @app.action(name="work")
+    async def work() -> None:
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    retrier = ActionRetrier(app)
+    async with app, app.worker(), asyncio.timeout(30):
+        run_id = await retrier.run(app, work)
+        await reached.wait()
+        async with App(system.url, clock=clock) as other:
+            assert await ActionRetrier(other).cancel(other, run_id)
+        await cancelled.wait()
 
 
 @pytest.mark.parametrize("late", ["returns", "raises"])

@@ -7,15 +7,26 @@ SQLite file and a real PostgreSQL server. Attempts and tries that own nothing an
 
 import contextlib
 import json
+import math
+import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from action_retrier._lifecycle import (
     COMPLETED,
@@ -97,12 +108,14 @@ class StoreMachine(RuleBasedStateMachine):
     """Runs, workers, time and accidents, in any order."""
 
     on = "sqlite"
+    steps: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
         self.clock = ManualClock()
         self.system = open_system(self.on, Path(self._folder.name))
+        self.system.keep_looking()
         self.store = Store(self.system, "sync", self.clock)
         self.runs: dict[str, Run] = {}
         self.workers: list[Claimant] = []
@@ -645,6 +658,10 @@ class StoreMachine(RuleBasedStateMachine):
     # What holds after every step.
 
     @invariant()
+    def a_step_is_counted(self) -> None:
+        self.steps[self.on] += 1
+
+    @invariant()
     def the_database_is_what_the_model_says(self) -> None:
         after = self.store.snapshot()
         invariants.check(after)
@@ -706,20 +723,34 @@ class PgbouncerMachine(StoreMachine):
     on = "pgbouncer"
 
 
+MACHINES = {machine.on: machine for machine in (StoreMachine, PostgresMachine, PgbouncerMachine)}
+EXAMPLE_STEPS = 40
+SHARDS = 4
+STEPS = int(os.environ.get("ACTION_RETRIER_TEST_STEPS", "3000"))
+"""On each database, in all shards; CI makes 50,000: `make properties`."""
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("on", SYSTEMS)
+def test_any_sequence_of_events_keeps_the_promises(
+    on: str, shard: int, record_property: Callable[[str, object], None]
+) -> None:
+    """The steps are counted: Hypothesis ends many an example before it is as long as it may be."""
+    machine, wanted = MACHINES[on], math.ceil(STEPS / SHARDS)
+    made = Counter[str]()
+    machine.steps = made
+    while made[on] < wanted:
+        count = math.ceil((wanted - made[on]) / EXAMPLE_STEPS)
+        run_state_machine_as_test(machine, settings=examples(count))
+    record_property("steps", made[on])
+
+
 def examples(count: int) -> settings:
     return settings(
         max_examples=count,
-        stateful_step_count=40,
+        stateful_step_count=EXAMPLE_STEPS,
         deadline=None,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
-
-
-TestStore = StoreMachine.TestCase
-TestStore.settings = examples(80)
-TestStoreOnPostgres = PostgresMachine.TestCase
-TestStoreOnPostgres.settings = examples(30)
-if "pgbouncer" in SYSTEMS:
-    TestStoreOnPgbouncer = PgbouncerMachine.TestCase
-    TestStoreOnPgbouncer.settings = examples(30)

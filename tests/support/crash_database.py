@@ -19,27 +19,56 @@ from action_retrier.drivers.postgres.urls import parse
 LEASE_S = LEASE_US / 1_000_000
 PATIENCE_S = 30
 """How long a user's own connection waits: SQLite does not let those who wait have their turn in order."""
+STREAMED = 5000
+"""How many rows are fetched at once of what is too much for one answer."""
 
 _HISTORY = """
-CREATE TABLE IF NOT EXISTS effects (run_id TEXT NOT NULL, outcome TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS orders (run_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS effects (run_id {text} NOT NULL, outcome TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS orders (run_id {text} NOT NULL);
 CREATE TABLE IF NOT EXISTS crash_history (
     number INTEGER PRIMARY KEY {numbered},
-    run_id TEXT NOT NULL,
-    old_state TEXT, old_attempt INTEGER, old_failures INTEGER, old_callback TEXT,
-    state TEXT, attempt INTEGER, failures INTEGER, callback TEXT
+    run_id {text} NOT NULL,
+    at BIGINT NOT NULL, -- us, by the database's clock
+    old_state TEXT, old_attempt INTEGER, old_failures INTEGER, old_callback TEXT, old_due_at BIGINT,
+    state TEXT, attempt INTEGER, failures INTEGER, callback TEXT,
+    note TEXT           -- of what ends a run, what its status says; of a removal, the arguments that the run had
 );
 """
-_NOTE = """
-    INSERT INTO {schema}crash_history
-           (run_id, old_state, old_attempt, old_failures, old_callback, state, attempt, failures, callback)
-    VALUES (NEW.id, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state,
-            NEW.state, NEW.attempt, NEW.failures, NEW.callback_state);
+_COLUMNS = (
+    "run_id, at, old_state, old_attempt, old_failures, old_callback, old_due_at,"
+    " state, attempt, failures, callback, note"
+)
+_NOTE_CHANGE = """
+    INSERT INTO {schema}crash_history ({columns})
+    VALUES (NEW.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
+            NEW.state, NEW.attempt, NEW.failures, NEW.callback_state,
+            CASE NEW.state WHEN 'succeeded' THEN 'success:' || NEW.result
+                           WHEN 'failed' THEN 'failed:' || NEW.error_type || ': ' || NEW.error
+                           WHEN 'canceled' THEN 'canceled' END);
+"""
+_NOTE_REMOVAL = """
+    INSERT INTO {schema}crash_history ({columns})
+    VALUES (OLD.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
+            'removed', OLD.attempt, OLD.failures, OLD.callback_state, OLD.args);
 """
 _HAS_CHANGED = """
 WHEN (OLD.state <> NEW.state OR OLD.attempt <> NEW.attempt OR OLD.callback_state <> NEW.callback_state
   OR OLD.failures <> NEW.failures)
 """
+_SQLITE = {
+    "numbered": "",
+    "text": "TEXT",
+    "schema": "",
+    "columns": _COLUMNS,
+    "now": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+}
+_POSTGRES = {
+    "numbered": "GENERATED ALWAYS AS IDENTITY",
+    "text": 'TEXT COLLATE "C"',
+    "schema": "public.",
+    "columns": _COLUMNS,
+    "now": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+}
 
 
 class Look:
@@ -59,6 +88,10 @@ class Look:
         (value,) = row.values()
         return value
 
+    def stream(self, query: str) -> Iterator[dict[str, Any]]:
+        """Return what a query gives row by row, without having all of it at once."""
+        return self._database.stream(self._connection, self._database.sql(query))
+
     def write(self, query: str, *parameters: object) -> None:
         """Change something, and commit."""
         self._connection.execute(self._database.sql(query), parameters)
@@ -71,10 +104,14 @@ class CrashDatabase(Protocol):
     url: str
     """What an App opens it by."""
     kind: str
+    errors: tuple[type[Exception], ...]
+    """What a connection of the user's own raises."""
     begin: str
     """How a user begins a transaction that writes."""
     given: str
     """What makes a relation ``given (value)`` of a parameter, a JSON array of strings."""
+    history: str
+    """What gives all changes, by run and in order, with ``committed_at`` in microseconds; NULL where nobody knows."""
     death_shows_s: float
     """How soon after a worker's death its runs begin elsewhere: a lock shows it, or its lease runs out."""
     lease_s: float | None
@@ -89,8 +126,11 @@ class CrashDatabase(Protocol):
     def looking(self) -> contextlib.AbstractContextManager[Look]:
         """Look into it, at one state of it, for the block."""
 
+    def stream(self, connection: Any, query: str) -> Iterator[dict[str, Any]]:
+        """Return what a query gives on a connection, row by row."""
+
     def install_witnesses(self) -> None:
-        """Create the tables and the trigger that the oracle believes; the library's tables must be there."""
+        """Create the tables and the triggers that the oracle believes; the library's tables must be there."""
 
     def damage(self) -> list[str]:
         """Return what is broken in the files, as far as the database system can tell."""
@@ -109,8 +149,10 @@ class SqliteDatabase:
     """A file."""
 
     kind = "sqlite"
+    errors = (sqlite3.Error,)
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
+    history = "SELECT h.*, NULL AS committed_at FROM crash_history AS h ORDER BY h.run_id, h.number"
     death_shows_s = 2.0
     lease_s = None
 
@@ -135,13 +177,19 @@ class SqliteDatabase:
             connection.execute("BEGIN")
             yield Look(self, connection)
 
+    def stream(self, connection: Any, query: str) -> Iterator[dict[str, Any]]:
+        """A cursor of sqlite3 takes one step after the other."""
+        return map(dict, connection.execute(query))
+
     def install_witnesses(self) -> None:
-        """Create the tables and the trigger."""
+        """Create the tables and the triggers."""
         with contextlib.closing(self.connect()) as connection:
             connection.executescript(
-                _HISTORY.format(numbered="")
+                _HISTORY.format(**_SQLITE)
                 + f"CREATE TRIGGER IF NOT EXISTS crash_changes AFTER UPDATE ON action_retrier_runs {_HAS_CHANGED}"
-                + f"BEGIN {_NOTE.format(schema='')} END;"
+                + f"BEGIN {_NOTE_CHANGE.format(**_SQLITE)} END;"
+                + "CREATE TRIGGER IF NOT EXISTS crash_removals AFTER DELETE ON action_retrier_runs "
+                + f"BEGIN {_NOTE_REMOVAL.format(**_SQLITE)} END;"
             )
 
     def damage(self) -> list[str]:
@@ -167,8 +215,15 @@ class PostgresDatabase:
     """A database of a server that tests have brought up, or were given."""
 
     kind = "postgres"
+    errors = (psycopg.Error,)
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
+    history = """
+        SELECT h.*, CASE current_setting('track_commit_timestamp') WHEN 'on'
+                    THEN CAST(extract(epoch FROM pg_xact_commit_timestamp(h.xmin)) * 1000000 AS bigint) END AS committed_at
+          FROM crash_history AS h
+         ORDER BY h.run_id, h.number
+    """
 
     def __init__(self, url: str, beside: str | None = None, lease_s: float | None = None) -> None:
         """
@@ -186,6 +241,7 @@ class PostgresDatabase:
         self.lease_s = lease_s
         self.death_shows_s = 2.5 if target.direct else (lease_s or LEASE_S) + 3
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
+        self._cursors = 0
 
     def sql(self, query: str) -> str:
         """Return a query with the schema that tables are in, and placeholders as psycopg wants them."""
@@ -217,15 +273,25 @@ class PostgresDatabase:
         self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         return self._connection
 
+    def stream(self, connection: Any, query: str) -> Iterator[dict[str, Any]]:
+        """A cursor of the server's, since one of the client's has everything at once."""
+        self._cursors += 1
+        with connection.cursor(name=f"stream_{self._cursors}") as cursor:
+            cursor.itersize = STREAMED
+            yield from cursor.execute(query)
+
     def install_witnesses(self) -> None:
-        """Create the tables and the trigger."""
+        """Create the tables and the triggers."""
         with self.connect() as connection:
             connection.execute(
-                _HISTORY.format(numbered="GENERATED ALWAYS AS IDENTITY")
-                + "CREATE OR REPLACE FUNCTION crash_note() RETURNS trigger LANGUAGE plpgsql AS "
-                + f"$$ BEGIN {_NOTE.format(schema='public.')} RETURN NULL; END $$;"
+                _HISTORY.format(**_POSTGRES)
+                + "CREATE OR REPLACE FUNCTION crash_note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                + f" IF TG_OP = 'DELETE' THEN {_NOTE_REMOVAL.format(**_POSTGRES)}"
+                + f" ELSE {_NOTE_CHANGE.format(**_POSTGRES)} END IF; RETURN NULL; END $$;"
                 + "CREATE OR REPLACE TRIGGER crash_changes AFTER UPDATE ON action_retrier.runs"
                 + f" FOR EACH ROW {_HAS_CHANGED} EXECUTE FUNCTION crash_note();"
+                + "CREATE OR REPLACE TRIGGER crash_removals AFTER DELETE ON action_retrier.runs"
+                + " FOR EACH ROW EXECUTE FUNCTION crash_note();"
             )
         connection.close()
 

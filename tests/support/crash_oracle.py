@@ -1,51 +1,30 @@
 """
 The oracle of the crash tests: whether what the processes left behind is what was promised.
 
-It believes three witnesses: the database, the table ``effects`` that callbacks write, and the log that functions
-append to. A trigger records every change of a run in the transaction that makes it, so that no state goes unseen.
+It believes four witnesses: the database, the table ``effects`` that callbacks write, the log that functions append to,
+and the clients' own log of what they were told. Triggers record every change of a run in the transaction that makes it,
+so that no state goes unseen. The rules for one run are in `crash_rules`, those for what was told in `linearizability`.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crash_database import CrashDatabase
+from crash_database import CrashDatabase, Look
+from crash_rules import COMPLETED, Broken, Story, broken_rules, is_retry
+from crash_told import Told, read_told
 from crash_witness import Line, read_log
+from linearizability import GONE, IN_PROGRESS, Operation, Step, explain
 
-COMPLETED = {"succeeded", "failed", "canceled"}
-OUTCOMES = {"succeeded": "success", "failed": "failed", "canceled": "canceled"}
-LEGAL = {
-    ("pending", "running"),
-    ("pending", "failed"),
-    ("pending", "canceled"),
-    ("running", "pending"),
-    *(("running", state) for state in COMPLETED),
-}
-"""Changes of state; none of these runs is started afresh by `retry`."""
+__all__ = ["Broken", "Story", "check", "examine", "is_complete", "is_quiet", "tell_stories"]
 
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """What happened to one run."""
-
-    row: dict[str, Any]
-    attempts: list[dict[str, Any]]
-    changes: list[dict[str, Any]]
-    effects: list[str]
-    lines: list[Line]
-
-    @property
-    def executions(self) -> int:
-        """How often its action has begun."""
-        return sum(line.event == "begin" for line in self.lines)
-
-    @property
-    def losses(self) -> int:
-        """How many of its attempts died with their worker."""
-        return sum(attempt["error_type"] == "WorkerLost" for attempt in self.attempts)
+_EARLY_US = 100_000
+"""How much clocks may disagree: that of the database and that of the clients."""
+_LATE_US = 5_000_000
+"""After its commit is dated, a transaction has yet to be written to the disk, and a server that crashes there to recover."""
 
 
 def is_complete(database: CrashDatabase, run_ids: Iterable[str]) -> bool:
@@ -75,36 +54,48 @@ def is_quiet(database: CrashDatabase) -> bool:
     return not any(found)
 
 
-def tell_stories(database: CrashDatabase, folder: Path) -> dict[str, Story]:
-    """Read what happened to every run, from one state of the database."""
+def tell_stories(database: CrashDatabase, folder: Path) -> Iterator[tuple[str, Story]]:
+    """Read what happened to every run, one after the other, from one state of the database."""
     known = len(read_log(folder))
     with database.looking() as look:
-        rows = look.rows("SELECT * FROM action_retrier_runs ORDER BY id")
-        attempts = _by_run(look.rows("SELECT * FROM action_retrier_attempts ORDER BY number"))
-        changes = _by_run(look.rows("SELECT * FROM crash_history ORDER BY number"))
-        effects = _by_run(look.rows("SELECT * FROM effects"))
-    lines: dict[str, list[Line]] = defaultdict(list)
-    for number, line in enumerate(read_log(folder)):
-        # Processes go on: what began after the database was read may have been claimed after it too.
-        if number < known or line.event != "begin":
-            lines[line.run_id].append(line)
-    return {
-        row["id"]: Story(
-            row,
-            attempts[row["id"]],
-            changes[row["id"]],
-            [effect["outcome"] for effect in effects[row["id"]]],
-            lines[row["id"]],
-        )
-        for row in rows
-    }
+        tables = [
+            _by_run(look, "SELECT r.*, r.id AS run_id FROM action_retrier_runs AS r ORDER BY id"),
+            _by_run(look, "SELECT * FROM action_retrier_attempts ORDER BY run_id, number"),
+            _by_run(look, database.history),
+            _by_run(look, "SELECT * FROM effects ORDER BY run_id"),
+        ]
+        heads = [next(table, None) for table in tables]  # the database is read as of now
+        lines: dict[str, list[Line]] = defaultdict(list)
+        for number, line in enumerate(read_log(folder)):
+            # Processes go on: what began after the database was read may have been claimed after it too.
+            if number < known or line.event != "begin":
+                lines[line.run_id].append(line)
+        while any(heads):
+            run_id = min(head[0] for head in heads if head is not None)
+            found: list[list[dict[str, Any]]] = []
+            for number, head in enumerate(heads):
+                is_its = head is not None and head[0] == run_id
+                found.append(head[1] if head is not None and is_its else [])
+                if is_its:
+                    heads[number] = next(tables[number], None)
+            rows, attempts, changes, effects = found
+            row = rows[0] if rows else {}
+            yield run_id, Story(row, attempts, changes, [one["outcome"] for one in effects], lines.pop(run_id, []))
+    for run_id, left in lines.items():
+        if any(line.event in {"begin", "callback"} for line in left):
+            yield run_id, Story({}, [], [], [], left)
 
 
-def _by_run(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        grouped[row["run_id"]].append(row)
-    return grouped
+def _by_run(look: Look, query: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    run_id, rows = "", []
+    for row in look.stream(query):
+        if row["run_id"] != run_id and rows:
+            yield run_id, rows
+            rows = []
+        run_id = row["run_id"]
+        rows.append(row)
+    if rows:
+        yield run_id, rows
 
 
 def check(
@@ -115,93 +106,102 @@ def check(
 
     Args:
         database: Where the runs are.
-        folder: Where the log is.
-        acknowledged: Ids that were returned to whoever started the runs.
+        folder: Where the logs are.
+        acknowledged: Ids that were returned to whoever started the runs, beside those that clients have logged.
         complete: All runs must have ended. When not, what holds at any moment is checked.
     """
-    stories = tell_stories(database, folder)
-    found = [f"{run_id}: lost" for run_id in acknowledged if run_id not in stories]
-    for run_id, story in stories.items():
-        problems = [*_states(story), *_attempts(story), *_executions(story), *_callback(story)]
-        if complete:
-            problems += _end(story)
-        found += [f"{run_id}: {problem}" for problem in problems]
-    found += database.damage()
-    if complete:
-        with database.looking() as look:
-            found += [f"worker {row['id']} is left" for row in look.rows("SELECT id FROM action_retrier_workers")]
-    assert not found, "\n".join(found)
+    stories = {}
+
+    def keep(run_id: str, story: Story) -> None:
+        if not story.is_removed:
+            stories[run_id] = story
+
+    broken = examine(database, folder, acknowledged, complete=complete, see=keep)
+    assert not broken, "\n".join(f"{name}: {one.text}" for name, one in broken)
     return stories
 
 
-def _states(story: Story) -> Iterator[str]:
-    """I2, I3: every change is legal, a completed run stays as it is, attempt numbers are never reused."""
-    state, attempt = "pending", 0
+def examine(
+    database: CrashDatabase,
+    folder: Path,
+    acknowledged: Iterable[str] = (),
+    *,
+    complete: bool = True,
+    see: Callable[[str, Story], None] = lambda *_: None,
+) -> list[tuple[str, Broken]]:
+    """Return all that is broken, by run id; *see* is shown each run's story. Args as for `check`."""
+    told = read_told(folder)
+    missing = {*acknowledged, *told.acknowledged}
+    clocks_apart_us = (time.time_ns() - time.monotonic_ns()) // 1000
+    found: list[tuple[str, Broken]] = []
+    there: Counter[str] = Counter()
+    for run_id, story in tell_stories(database, folder):
+        missing.discard(run_id)
+        see(run_id, story)
+        broken = [*broken_rules(story, complete=complete)]
+        if run_id in told.rolled_back:
+            broken.append(Broken("illegal", "I6: its start was rolled back"))
+        there[_tag(story)] += 1
+        broken += _keys(run_id, story, told)
+        operations = [_dated(one, clocks_apart_us) for one in told.operations.pop(run_id, [])]
+        # Without clients that log what they do, nobody knows who has canceled a run.
+        problem = explain([*_steps(story)], operations) if told.calls else None
+        if problem is not None:
+            broken.append(Broken("told", problem))
+        found += [(run_id, one) for one in broken]
+    found += [(run_id, Broken("lost", "I1: lost")) for run_id in missing]
+    if complete:
+        found += _batches(told, there)
+        with database.looking() as look:
+            left = look.rows("SELECT id FROM action_retrier_workers")
+        found += [("worker", Broken("left", f"worker {row['id']} is left")) for row in left]
+    found += [("database", Broken("damage", problem)) for problem in database.damage()]
+    return found
+
+
+def _tag(story: Story) -> str:
+    """Return under which tag a run was started: one that has been removed had it as well."""
+    arguments = story.row.get("args", "{}")
+    if story.changes and story.changes[-1]["state"] == "removed":
+        arguments = story.changes[-1]["note"]
+    return str(json.loads(arguments).get("tag", ""))
+
+
+def _keys(run_id: str, story: Story, told: Told) -> Iterator[Broken]:
+    """A key has one run, and whoever asked for it was told of that one."""
+    key = story.row.get("idempotency_key")
+    if key is not None and told.keys.get(key, {run_id}) != {run_id}:
+        yield Broken("illegal", f"I1: of its key {told.keys[key]} was told")
+
+
+def _batches(told: Told, there: Counter[str]) -> Iterator[tuple[str, Broken]]:
+    """I1, I6: what was started together is there as a whole, or not at all."""
+    for tag, batch in told.batches.items():
+        allowed = {"started": {batch.count}, "rolled back": {0}}.get(batch.fate, {0, batch.count})
+        if there[tag] not in allowed:
+            text = f"I1, I6: {there[tag]} of {batch.count} runs are there, and its fate was told as {batch.fate}"
+            yield tag, Broken("lost" if there[tag] < batch.count else "illegal", text)
+
+
+def _steps(story: Story) -> Iterator[Step]:
+    """Return what of a story a status shows."""
     for change in story.changes:
-        if (change["old_state"], change["old_attempt"]) != (state, attempt):
-            yield f"the history has a gap before {change}"
-        state, attempt = change["state"], change["attempt"]
-        if change["old_state"] != state and (change["old_state"], state) not in LEGAL:
-            yield f"went from {change['old_state']} to {state}"
-        claimed = (change["old_state"], state) == ("pending", "running")
-        if attempt != change["old_attempt"] + claimed:
-            yield f"attempt went from {change['old_attempt']} to {attempt} as it became {state}"
-    if (state, attempt) != (story.row["state"], story.row["attempt"]):
-        yield "the history does not lead to what is there"
+        late = float("inf") if change["committed_at"] is None else change["committed_at"] + _LATE_US
+        times = change["at"] - _EARLY_US, late
+        if change["old_state"] == change["state"]:
+            continue
+        if change["state"] == "removed":
+            yield Step("remove", GONE, *times)
+        elif change["state"] == "canceled":
+            yield Step("cancel", "canceled", *times)
+        elif change["state"] in COMPLETED:
+            yield Step("complete", change["note"], *times)
+        elif is_retry(change):
+            yield Step("retry", IN_PROGRESS, *times)
 
 
-def _attempts(story: Story) -> Iterator[str]:
-    """I8: every failure is recorded once and counted once, and there are not more than the policy allows."""
-    row = story.row
-    max_failures = json.loads(row["options"])["max_failures"]
-    if row["failures"] > max_failures + 1:
-        yield f"{row['failures']} failures, and max_failures is {max_failures}"
-    recorded = sum(one["error_type"] != "Canceled" for one in story.attempts)
-    if recorded != row["failures"]:
-        yield f"{row['failures']} failures, and {recorded} recorded attempts"
-    numbers = [one["number"] for one in story.attempts]
-    if any(number > row["attempt"] for number in numbers):
-        yield f"attempts {numbers} are recorded, and the last one was {row['attempt']}"
-    if row["state"] == "failed" and row["failures"] <= max_failures and row["deadline_at"] is None:
-        yield f"failed for good after {row['failures']} failures of {max_failures + 1}"
-
-
-def _executions(story: Story) -> Iterator[str]:
-    """I8: an attempt begins once at most, in order, and there are at most max_failures + 1 of them."""
-    begun = [line.attempt for line in story.lines if line.event == "begin"]
-    if begun != sorted(set(begun)):
-        yield f"attempts began as {begun}"
-    if len(begun) > json.loads(story.row["options"])["max_failures"] + 1:
-        yield f"{len(begun)} executions"
-    claimed = {change["attempt"] for change in story.changes if change["state"] == "running"}
-    if not claimed.issuperset(begun):
-        yield f"attempts {begun} began, and {sorted(claimed)} were claimed"
-    failed = {one["number"] for one in story.attempts}
-    last = story.row["attempt"]
-    if story.row["state"] in COMPLETED and not failed.issuperset(number for number in begun if number != last):
-        yield f"attempts {begun} began, and those that failed are {sorted(failed)}"
-    if story.row["state"] == "succeeded":
-        returned = {line.attempt for line in story.lines if line.event == "end"}
-        if last not in returned or last in failed:
-            yield f"succeeded in attempt {last}, and those that returned are {sorted(returned)}"
-
-
-def _callback(story: Story) -> Iterator[str]:
-    """I4: its writes are there exactly once if it is done, and not at all before."""
-    row = story.row
-    expected = [OUTCOMES[row["state"]]] if row["callback_state"] == "done" else []
-    if story.effects != expected:
-        yield f"callback {row['callback_state']}, run {row['state']}, effects {story.effects}"
-    owed = bool(row["on_complete"]) and row["state"] in COMPLETED
-    if owed != (row["callback_state"] != "none"):
-        yield f"callback {row['callback_state']}, run {row['state']}"
-    steps = [change["callback"] for change in story.changes if change["callback"] != change["old_callback"]]
-    if steps not in ([], ["pending"], ["done"], ["pending", "done"]):
-        yield f"the callback became {steps}"
-
-
-def _end(story: Story) -> Iterator[str]:
-    """I1: the run has ended, nobody owns it, and nothing is owed."""
-    row = story.row
-    if row["state"] not in COMPLETED or row["callback_state"] == "pending" or row["callback_worker"] is not None:
-        yield f"is {row['state']}, callback {row['callback_state']} (worker {row['callback_worker']})"
+def _dated(operation: Operation, clocks_apart_us: int) -> Operation:
+    """Return an operation by the clock of the database."""
+    return Operation(
+        operation.kind, operation.answer, operation.invoked + clocks_apart_us, operation.answered + clocks_apart_us
+    )

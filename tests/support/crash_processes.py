@@ -93,6 +93,12 @@ class Process:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
+    def end_input(self) -> None:
+        """End its standard input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
@@ -137,7 +143,7 @@ class Processes:
         self._all: list[Process] = []
 
     def start(self, script: str, *arguments: object, under: Iterable[str] = ()) -> Process:
-        """Start a program of the support directory, *under* another one or by itself."""
+        """Start a program of the support directory, or another by its path, *under* another one or by itself."""
         log = self._folder / f"process-{len(self._all)}.log"
         process = Process([*ends_with_us(), *under, sys.executable, str(SUPPORT / script), *map(str, arguments)], log)
         self._all.append(process)

@@ -41,11 +41,19 @@ from action_retrier.drivers.sqlite import writer
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
 
+
+def _devour() -> None:
+    eaten = []
+    while True:
+        eaten.append(b"x" * 1_000_000)
+
+
 LETHAL: dict[str, Callable[[], object]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(3),
     "abort": os.abort,
     "segfault": lambda: ctypes.string_at(0),
+    "devour": _devour,  # all the memory that there is: under a limit
 }
 """Steps that end the process."""
 
@@ -65,14 +73,14 @@ class Program:
 
     def _register_actions(self) -> None:
         @self.app.action(name="work", **QUICK_POLICY)
-        async def work(ctx: ActionCtx, script: list[str]) -> int:
+        async def work(ctx: ActionCtx, script: list[str], tag: str = "") -> int:
             self.witness.tell("begin", ctx.run_id, ctx.attempt)
             crash_points.reach("action.begin")
             await self._do(_item(script, ctx.attempt), ctx)
             return self._end(ctx)
 
         @self.app.action(name="work_sync", **QUICK_POLICY)
-        def work_sync(ctx: SyncActionCtx, script: list[str]) -> int:
+        def work_sync(ctx: SyncActionCtx, script: list[str], tag: str = "") -> int:
             self.witness.tell("begin", ctx.run_id, ctx.attempt)
             crash_points.reach("action.begin")
             self._do_now(_item(script, ctx.attempt), ctx)
@@ -88,6 +96,9 @@ class Program:
         if what == "hold":
             await asyncio.Event().wait()
         elif what == "take":
+            await asyncio.sleep(float(how_long))
+        elif what == "progress":
+            ctx.progress(0.5)
             await asyncio.sleep(float(how_long))
         elif what == "deaf":
             while not self.released:
@@ -110,6 +121,11 @@ class Program:
         elif what == "deaf":  # does not react to being stopped
             while not self.released:
                 time.sleep(LOOK_S)
+        elif what == "grip":  # as a badly written extension does, which lets no other thread run
+            ctypes.PyDLL(None).sleep(int(how_long))
+        elif what == "progress":
+            ctx.progress(0.5)
+            time.sleep(float(how_long))
         elif what in {"take", "block"}:  # to block, in an async action, is to keep the event loop
             time.sleep(float(how_long))
         else:
@@ -147,11 +163,14 @@ class Program:
         return self.database.sql("INSERT INTO effects (run_id, outcome) VALUES (?, ?)"), (run_id, result.type)
 
     def _end_callback(self, run_id: str, context: list[str]) -> None:
-        step = _item(context, self.witness.count(f"callback-{run_id}"))
+        # What always does the same need not be counted, which leaves a file behind.
+        step = _item(context, self.witness.count(f"callback-{run_id}")) if len(context) > 1 else context[0]
         if step in LETHAL:
             LETHAL[step]()
         elif step == "raise":
             raise RuntimeError("told to raise")
+        elif step.startswith("take "):
+            time.sleep(float(step.removeprefix("take ")))
         elif step == "deaf":  # keeps its transaction open
             while not self.released:
                 time.sleep(LOOK_S)
@@ -170,6 +189,19 @@ class Program:
             connection.commit()
             crash_points.reach("own.after_commit")
         return run_id
+
+    def do(self, what: str, run_id: str) -> None:
+        """Steer a run, or all of them."""
+        if what.endswith("_all"):
+            getattr(self.retrier, what)(self.app, everything=True)
+        else:
+            getattr(self.retrier, what)(self.app, run_id)
+
+    def register_late(self) -> None:
+        """Register one more action, as a module does that is imported late."""
+
+        @self.app.action(name="late")
+        async def late() -> None: ...
 
     def close(self) -> None:
         """Let go of everything."""
@@ -195,13 +227,14 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def announce_workers() -> None:
+def announce_workers(then: Callable[[], None] = lambda: None) -> None:
     """Say the id of every incarnation of a worker."""
     register = Incarnation.begin
 
     async def announced(self: Incarnation) -> None:
         await register(self)
         say("worker", self.claimant.id)
+        then()
 
     Incarnation.begin = announced
 
@@ -241,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("database", metavar="URL")
     arguments.add_argument("--die", metavar="POINT", default="")
     arguments.add_argument("--nth", type=int, default=1)
+    arguments.add_argument("--lose", metavar="POINT", default="", help="an answer that never comes")
     arguments.add_argument("--lease-s", type=float)
     arguments.add_argument("--checkpoint-always", action="store_true")
     modes = arguments.add_subparsers(dest="mode", required=True)
@@ -249,9 +283,13 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--grace-ms", type=float, default=30_000)
     worker.add_argument("--queue", action="append")
     worker.add_argument("--stop-while-claiming", action="store_true")
+    worker.add_argument("--register-late", action="store_true")
     start = modes.add_parser("start")
     start.add_argument("script", nargs="+")
     start.add_argument("--own-transaction", action="store_true")
+    do = modes.add_parser("do")
+    do.add_argument("what")
+    do.add_argument("run_id")
     modes.add_parser("open")
     return arguments
 
@@ -263,14 +301,18 @@ def main() -> None:
         set_lease(given.lease_s)
     if given.checkpoint_always:
         writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
-    if given.die:
-        crash_points.install(given.die, given.nth)
     program = Program(given.database, Path.cwd())
+    if given.lose:
+        crash_points.lose(program.app, given.lose)
+    if given.die:
+        crash_points.install(program.app, given.die, given.nth)
     if given.mode == "worker":
-        announce_workers()
+        announce_workers(program.register_late if given.register_late else lambda: None)
         if given.stop_while_claiming:
             stop_while_claiming()
         program.app.run_worker_sync(concurrency=given.concurrency, grace_ms=given.grace_ms, queues=given.queue)
+    elif given.mode == "do":
+        program.do(given.what, given.run_id)
     elif given.mode == "open":
         with program.app:
             say("open")

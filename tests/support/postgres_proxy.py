@@ -52,6 +52,7 @@ class _Link:
         for one in (client, self._server):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loses = False
+        self._is_half_open = False
         self._is_begun = False
         self._prepared: dict[bytes, bytes] = {}
         self._said: list[bytes] = []
@@ -62,7 +63,8 @@ class _Link:
     def _run(self, pump: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             pump()
-        self.cut()
+        if not self._is_half_open:
+            self.cut()
 
     def _pump_requests(self) -> None:
         framer = _Framer(typed=False)
@@ -77,7 +79,8 @@ class _Link:
                         return
                     self._loses = True  # before the server can answer
                 framer.typed = True
-                self._proxy.pass_on(self._server, message)
+                if not self._is_half_open:
+                    self._proxy.pass_on(self._server, message)
 
     def _commits(self, message: bytes) -> bool:
         """Note what a message executes, and tell whether that commits."""
@@ -113,6 +116,13 @@ class _Link:
                 elif message[:1] == b"Z":  # ready for the next query: it has committed
                     self._proxy.count_loss()
                     return
+
+    def half_open(self) -> None:
+        """Reset the connection on the server's side; the client is not told, and speaks to nobody."""
+        self._is_half_open = True
+        with contextlib.suppress(OSError):
+            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._server.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
         """Reset the connection, on both sides."""
@@ -196,12 +206,19 @@ class Proxy:
         """Pass on everything again, what was held back first."""
         self._flows.set()
 
+    def half_open(self) -> None:
+        """Have the server lose all connections, and no client hear of it until the next cut; new ones are welcome."""
+        for link in self._current():
+            link.half_open()
+
     def cut(self) -> None:
         """Reset all connections; new ones are welcome."""
-        with self._lock:
-            links = list(self._links)
-        for link in links:
+        for link in self._current():
             link.cut()
+
+    def _current(self) -> list[_Link]:
+        with self._lock:
+            return list(self._links)
 
     def close(self) -> None:
         """Let go of everything."""

@@ -174,15 +174,15 @@ class Server:
         self._process.wait()
         self._process = None
 
-    def restart(self) -> None:
-        """Stop it, and start it again on the same port."""
-        self.stop()
+    def restart(self, *, at_once: bool = False) -> None:
+        """Stop it, *at_once* as if it crashed, and start it again on the same port."""
+        self.stop(at_once=at_once)
         self.start()
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = False) -> None:
         """Stop it, if it runs, without waiting for its clients."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
             try:
                 self._process.wait(LIMIT_S)
             except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
-"""What the reporter of a worker has not written yet."""
+"""What the reporter of a worker has not written yet, and which callbacks it calls."""
 
+import asyncio
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 import pytest
 
 from action_retrier._lifecycle import Attempted, NotBegun, Outcome, Raised, Succeeded, WorkerStopped
+from action_retrier._ops.claims import Claimant
 from action_retrier._policy import RetryPolicy
 from action_retrier._reporter import Reporter
+from action_retrier._suspects import Suspects
 from action_retrier.testing import ManualClock
+
+LIMIT_S = 5
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,31 @@ def test_what_is_given_back_and_not_written_has_not_begun(outcome: Outcome, has_
     assert reporter.is_busy
     assert reporter.unwritten() == {("r", 3)}
     assert reporter.unwritten_begun() == ({("r", 3)} if has_begun else set())
+
+
+async def test_all_callbacks_that_are_due_are_called_after_one_look() -> None:
+    """A worker whose slots are all taken looks seldom: ten of them were called, and the others waited for the next look."""
+    due: dict[int, list[dict[str, Any]]] = {0: [{"id": f"plain {n}", "callback_losses": 0} for n in range(25)], 1: []}
+    called: list[str] = []
+
+    async def write(operation: Any) -> list[Any]:
+        parameters = next(operation()).parameters
+        kind = due[min(parameters["max_losses"], 1)]
+        claimed, kind[:] = kind[: parameters["count"]], kind[parameters["count"] :]
+        return claimed
+
+    async def call_back(row: Any, _: str) -> None:
+        called.append(row["id"])
+
+    database: Any = SimpleNamespace(write=write)
+    completion: Any = SimpleNamespace(call_back=call_back)
+    reporter = Reporter(
+        database=database, completion=completion, clock=ManualClock(), rng=Random(1), changed=lambda: None
+    )
+    claimant = Claimant("w", "default", "[]", "[]")
+
+    reporter.callbacks_are_due()
+    while reporter.is_busy:
+        await asyncio.wait_for(reporter.call_back_once(lambda: claimant, Suspects()), LIMIT_S)
+
+    assert len(called) == len(set(called)) == 25

@@ -190,6 +190,10 @@ class Database(Protocol):
     def leases(self) -> Leases:
         """How workers' rights are kept."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened in this process, and not been closed since."""
+
     def exists(self) -> bool:
         """Tell whether there is such a database, without making one."""
 

@@ -95,6 +95,11 @@ class LentDatabase(ABC):
         """How workers' rights are kept."""
         return self.underneath.leases
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened in this process, and not been closed since."""
+        return self.underneath.is_open
+
     def exists(self) -> bool:
         """Tell whether there is such a database."""
         return self.underneath.exists()

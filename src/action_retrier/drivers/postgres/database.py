@@ -94,6 +94,11 @@ class PostgresDatabase:
         assert self._installation is not None
         return self._installation
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened in this process, and not been closed since."""
+        return self._pid == os.getpid()
+
     def exists(self) -> bool:
         """Tell whether there is such a database, without making one."""
         return True

@@ -40,6 +40,7 @@ class PostgresLeases:
         self._renewed: dict[str, int] = {}
         self._unbroken_since: dict[str, int] = {}
         self._free_since: dict[str, tuple[int, int]] = {}
+        self._unchanged_since: dict[str, tuple[int, int]] = {}
 
     def acquire(self, worker: str) -> None:
         """Take the lock of a fresh worker id; its lease begins with its row."""
@@ -99,7 +100,7 @@ class PostgresLeases:
         worker, renewed_at = row["id"], row["renewed_at"]
         if renewed_at is None:
             return True  # it has no row any more, so it knows that its runs are not its own
-        if may_judge and row["silent_for"] > LEASE_US:
+        if self._is_silent(row, now) and may_judge:
             return True
         if not row["is_direct"] or row["is_held"] or row["server_up_for"] < LEASE_US or not self._locks_tell:
             self._free_since.pop(worker, None)
@@ -109,6 +110,18 @@ class PostgresLeases:
             self._free_since[worker] = (now, renewed_at)
             return False
         return now - since >= _LOOKS_APART_US
+
+    def _is_silent(self, row: dict[str, Any], now: int) -> bool:
+        """
+        Whether it has given no sign of life for one lease, by the server's clock and by ours.
+
+        The server's may be set: forward, and everybody seems to have been silent; back, and what was
+        written before is in the future, where only our own clock tells how long nothing has come.
+        """
+        since, renewed_then = self._unchanged_since.setdefault(row["id"], (now, row["renewed_at"]))
+        if renewed_then != row["renewed_at"]:
+            since, _ = self._unchanged_since[row["id"]] = (now, row["renewed_at"])
+        return now - since >= LEASE_US and not 0 <= row["silent_for"] <= LEASE_US
 
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living: whose lease has not ended."""
@@ -142,3 +155,4 @@ class PostgresLeases:
     def forget(self, worker: str) -> None:
         """Forget what was noted of a recovered worker."""
         self._free_since.pop(worker, None)
+        self._unchanged_since.pop(worker, None)

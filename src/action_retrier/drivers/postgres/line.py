@@ -17,7 +17,7 @@ from .deadlines import deadlines
 from .urls import Target
 
 _SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 0.5  # see `session`
 _RETAKE_S = 0.2  # well within the second after which a free lock means a death
 
 

@@ -21,7 +21,9 @@ from .deadlines import deadlines
 from .urls import Target
 
 _SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = (
+    0.5  # work goes on within two seconds of a server's return: a start may have to wait, and its worker too
+)
 _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ...errors import DatabaseUnavailable
 from .users import Users
 
 _SHORTEST_S = 0.001  # each look costs some 50 microseconds of CPU; so often only just after a commit
@@ -118,7 +119,7 @@ class SqliteChanges:
             if self._connection is None:
                 self._connection = self._connect()
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error:
+        except (sqlite3.Error, DatabaseUnavailable):
             # Only a hint is lost: the worker polls. A new connection may do better.
             self.drop_connection()
             return None

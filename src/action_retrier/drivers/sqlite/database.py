@@ -21,6 +21,7 @@ from .. import IDLE_S, Colour, Executor, Isolation
 from ..handle import find
 from .changes import SqliteChanges
 from .connection import OLDEST_SQLITE, connect, execute, translated
+from .file import DatabaseFile
 from .handle import find as find_raw
 from .leases import SqliteLeases
 from .locks import lock_file, used_lock_file
@@ -60,10 +61,10 @@ class SqliteDatabase:
         self._threads = DaemonThreads(_READERS, "action-retrier-reader")
         self._users = Users()
         self._users.on_fork(partial(_close_idle, self._idle_readers))
+        self._file = DatabaseFile(self._path)
+        self._connect_to_read = partial(_connect_to_read, self._file, self._synchronous)
         # No reference to this object: it ends what it has begun when nobody holds it any more.
-        self.changes = SqliteChanges(
-            partial(connect, self._path, writes=False, synchronous=self._synchronous), self._users
-        )
+        self.changes = SqliteChanges(self._connect_to_read, self._users)
         self.leases = SqliteLeases(self._path.with_name(self._path.name + "-workers"))
 
     @property
@@ -82,6 +83,11 @@ class SqliteDatabase:
         self.open()
         assert self._installation is not None
         return self._installation
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened in this process, and not been closed since."""
+        return self._pid == os.getpid()
 
     def exists(self) -> bool:
         """Tell whether there is such a file, without making one."""
@@ -118,7 +124,7 @@ class SqliteDatabase:
                 return
             self._prepare()
             self._writer = Writer(
-                self._path,
+                self._file,
                 self._gate,
                 users=self._users,
                 clock=self._clock,
@@ -173,6 +179,7 @@ class SqliteDatabase:
                 contextlib.closing(connect(self._path, writes=True, synchronous=self._synchronous)) as connection,
             ):
                 self._set_up(connection)
+            self._file.remember()
         finally:
             gate.release()
 
@@ -210,10 +217,11 @@ class SqliteDatabase:
 
     def _read(self, make: Callable[[], Op[T]]) -> T:
         with self._users.using(), translated(self._path):
+            self._file.check()
             try:
                 connection = self._idle_readers.get_nowait()
             except queue.Empty:
-                connection = connect(self._path, writes=False, synchronous=self._synchronous)
+                connection = self._connect_to_read()
             try:
                 connection.execute("BEGIN")  # one state for all statements of the operation
                 now = self._clock.now_us()
@@ -311,6 +319,11 @@ class SqliteDatabase:
         from .diagnosis import diagnose  # noqa: PLC0415 - only the doctor needs it
 
         return diagnose(self._path, synchronous=self._synchronous)
+
+
+def _connect_to_read(file: DatabaseFile, synchronous: str) -> sqlite3.Connection:
+    file.check()  # SQLite would make one where there is none
+    return connect(file.path, writes=False, synchronous=synchronous)
 
 
 def _let_go(

@@ -45,7 +45,14 @@ class SqliteLeases:
         if not file.acquire_now():
             raise RuntimeError(f"{file.path} is locked by another process, which cannot be: ids are unique")
         now = boot_time_us()
-        file.write(f"{now:020d}")
+        try:
+            file.write(f"{now:020d}")
+        except OSError as error:
+            close_lock_file(file.path, remove=True)  # whoever tries again does so under another id
+            raise DatabaseUnavailable(
+                problem=f"the lease {file.path} cannot be written ({error.strerror})",
+                remedy="see whether the disk is full, or fails; it is tried again",
+            ) from error
         _renewed[worker] = self._unbroken_since[worker] = now
 
     def announce(self, worker: str) -> None:

@@ -20,6 +20,7 @@ from ...config import logger
 from ...errors import DatabaseUnavailable, RetrierError
 from ..jobs import Job, Jobs, LoopJob, ThreadJob, deliver
 from .connection import begin_immediate, connect, execute, explain, translated
+from .file import DatabaseFile
 from .locks import lock_file, used_lock_file
 from .transaction import Guard, SqliteTransaction
 from .users import Users
@@ -34,10 +35,18 @@ class Writer(Jobs):
     """Runs operations and loans, one after the other, on the writing connection."""
 
     def __init__(
-        self, path: Path, gate: Path, *, users: Users, clock: Clock, synchronous: str, committed: Callable[[], None]
+        self,
+        file: DatabaseFile,
+        gate: Path,
+        *,
+        users: Users,
+        clock: Clock,
+        synchronous: str,
+        committed: Callable[[], None],
     ) -> None:
-        super().__init__("action-retrier-writer", str(path))
-        self._path = path
+        super().__init__("action-retrier-writer", str(file.path))
+        self._file = file
+        self._path = file.path
         self._gate = gate
         self._users = users
         users.on_fork(self.drop_connection)
@@ -203,6 +212,7 @@ class Writer(Jobs):
         self._checkpoint(connection)
 
     def _begin_transaction(self) -> sqlite3.Connection:
+        self._file.check()
         connection = self._connect()
         try:
             begin_immediate(connection)

@@ -1,6 +1,7 @@
-"""For tests of programs that use this library: time that stands still until it is told to move."""
+"""Time that stands still until it is told to move."""
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import threading
@@ -96,7 +97,7 @@ class ManualClock:
             self._subscribers.append(call)
 
         def end() -> None:
-            with self._lock:
+            with self._lock, contextlib.suppress(ValueError):  # it has ended already
                 self._subscribers.remove(call)
 
         return end

@@ -1,0 +1,40 @@
+"""The database's file, which may be removed or replaced while it is open: nothing would go wrong, and all be lost."""
+
+import os
+from pathlib import Path
+
+from ...errors import DatabaseUnavailable
+
+
+class DatabaseFile:
+    """The file that was opened, as long as it stands under its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: os.stat_result | None = None
+
+    def remember(self) -> None:
+        """Take what stands there now for the database."""
+        self._opened = self.path.stat()
+
+    def check(self) -> None:
+        """
+        Refuse to go on with a file that nobody else sees.
+
+        SQLite writes to the file that it has open, removed or not, and a new connection would make an
+        empty one: what is acknowledged then is in no database that the next process opens.
+
+        Raises:
+            DatabaseUnavailable: Another file, or none, stands under the name.
+        """
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            problem = f"{self.path} was removed while it was in use"
+        else:
+            if self._opened is None or os.path.samestat(there, self._opened):
+                return
+            problem = f"{self.path} was replaced by another file while it was in use"
+        raise DatabaseUnavailable(
+            problem=problem, remedy="stop every process that uses it before you move, restore or remove a database"
+        )

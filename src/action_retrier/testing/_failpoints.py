@@ -1,0 +1,123 @@
+"""
+The steps of the library at which a test can have something go wrong: the one list of them.
+
+Production code knows nothing of it. An operation is recognized by the name of its function when a watched App's
+database is given it, see `action_retrier.testing._watch`; without a watch not even that happens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .._calls import Calls
+from .._maintenance import Maintenance
+from .._ops import claims, control, reports, starts, workers
+
+By = Literal["worker", "caller", "opener"]
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    Something that the library does.
+
+    Attributes:
+        name: In the words of the documentation.
+        what: One line for people.
+        by: Who does it: a worker, whoever calls the retrier, or whoever opens the database.
+        operation: Which operation it is; None for what is none.
+        has_written: Which of its results mean that it has written something: only then does its commit count.
+        only: The database that alone has it.
+    """
+
+    name: str
+    what: str
+    by: By = "worker"
+    operation: Callable[..., Any] | None = None
+    has_written: Callable[[Any], bool] = _always
+    only: str = ""
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """At which moments of it something can go wrong."""
+        if self.operation is not None:
+            return ("before", "before_commit", "after_commit")
+        return (
+            ("before", "statement", "before_commit", "after_commit") if self.name == "migrate" else ("before", "after")
+        )
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The failpoints, in their order."""
+        return tuple(f"{self.name}.{moment}" for moment in self.moments)
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        # What callers do.
+        Step("start", "runs are started", "caller", starts.start_runs, bool),
+        Step("cancel", "a run is canceled", "caller", control.cancel_run, bool),
+        Step("cancel_all", "runs are canceled in bulk", "caller", control.cancel_runs, bool),
+        Step("retry", "a run is started afresh", "caller", Calls.retry),
+        Step("retry_all", "runs are started afresh in bulk", "caller", control.retry_runs, bool),
+        Step("cleanup", "a run is removed", "caller", control.clean_up_run),
+        # The life of a worker.
+        Step("lease", "a worker takes its lease"),
+        Step("register", "a worker announces itself", operation=workers.register_worker),
+        Step("announce", "a worker announces functions registered since", operation=workers.announce_names),
+        Step("heartbeat", "a worker renews its lease"),
+        Step("sign_off", "a worker that stops settles what it leaves", operation=workers.recover_worker),
+        # The life of a run.
+        Step("claim", "due runs are taken", operation=claims.claim_runs, has_written=lambda c: c.runs or c.suspects),
+        Step("action", "an action is executed; after: it has ended, and nobody knows"),
+        Step("progress", "what attempts say of their progress is written", operation=reports.store_progress),
+        Step("report", "ends of attempts are written", operation=reports.apply_moves, has_written=lambda a: a.owned),
+        Step("callback", "an on_complete mutation is called; after: it has returned, and nothing is committed"),
+        Step("callback_claim", "pending callbacks are taken", operation=claims.claim_callbacks, has_written=bool),
+        Step("callback_done", "a callback is called alone", operation=reports.finish_callback, has_written=bool),
+        Step(
+            "callback_postponed",
+            "a callback that raised is put off",
+            operation=reports.postpone_callback,
+            has_written=bool,
+        ),
+        Step(
+            "callback_given_back", "a callback taken and not called is given back", operation=reports.return_callbacks
+        ),
+        Step("give_back", "runs taken and not begun are given back", operation=workers.give_back, has_written=bool),
+        # What any worker does for all.
+        Step("recover", "the runs of a dead worker are settled", operation=Maintenance._recover, has_written=bool),
+        Step("expire", "runs past their deadline fail", operation=reports.expire_runs, has_written=bool),
+        Step("prune", "old runs are removed", operation=control.prune_runs, has_written=bool),
+        # Opening.
+        Step("migrate", "the schema is created or upgraded, statement by statement", "opener"),
+        Step("wal", "a file is switched to WAL", "opener", only="sqlite"),
+        Step("checkpoint", "the WAL is copied back", only="sqlite"),
+        Step("stamp", "the time in a lock file is written", only="sqlite"),
+    )
+}
+BY_OPERATION = {step.operation.__name__: step for step in STEPS.values() if step.operation is not None}
+POINTS = tuple(point for step in STEPS.values() for point in step.points)
+
+
+def failpoints() -> dict[str, str]:
+    """
+    Return the names of all failpoints, and what happens there.
+
+    Example:
+        >>> failpoints()["report.before_commit"]
+        'ends of attempts are written'
+    """
+    return {point: step.what for step in STEPS.values() for point in step.points}
+
+
+def step_of(point: str) -> Step:
+    """Return the step that a failpoint belongs to. Raises ValueError for a name that is none."""
+    if point not in POINTS:
+        raise ValueError(f"no failpoint {point!r}; there are {', '.join(POINTS)}")
+    return STEPS[point.partition(".")[0]]

@@ -1,0 +1,145 @@
+"""What a soak does to its workers and clients, on every database."""
+
+import contextlib
+import heapq
+import itertools
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from crash_database import CrashDatabase
+
+from .fleet import Fleet, Slot
+from .plan import Fault
+
+AGED = 50
+"""How many completed runs are made older than what retention keeps."""
+_AGE_US = 8 * 86_400_000_000
+_AGED_TABLE = "CREATE TABLE IF NOT EXISTS crash_aged (run_id TEXT NOT NULL)"
+
+
+class Injector:
+    """Injects faults; what does not end by itself ends when its time has come."""
+
+    def __init__(self, fleet: Fleet, database: CrashDatabase, lease_s: float) -> None:
+        self.fleet = fleet
+        self.database = database
+        self.lease_s = lease_s
+        self.count: Counter[str] = Counter()
+        self.accepting_at_us: list[int] = []
+        """When the server accepted connections again."""
+        self.outages_s: list[float] = []
+        self._ends: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    def prepare(self) -> None:
+        """Create what it needs."""
+        with self.database.looking() as look:
+            look.write(_AGED_TABLE)
+
+    def inject(self, fault: Fault) -> None:
+        """Do it."""
+        method = getattr(self, "do_" + fault.kind.replace(" ", "_").replace("/", ""))
+        method(fault)
+
+    def later(self, after_s: float, end: Callable[[], None]) -> None:
+        """Have something end."""
+        heapq.heappush(self._ends, (time.monotonic() + after_s, next(self._numbers), end))
+
+    def tick(self) -> None:
+        """End what is over."""
+        while self._ends and self._ends[0][0] <= time.monotonic():
+            heapq.heappop(self._ends)[2]()
+
+    def end_all(self) -> None:
+        """End everything now."""
+        while self._ends:
+            heapq.heappop(self._ends)[2]()
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def worker(self, fault: Fault) -> Slot | None:
+        """Return the victim once the fleet is whole, but for what is being done to it."""
+        for slot in self.fleet.workers:
+            if not slot.is_held:
+                self.wait_for(slot)
+        return self.wait_for(self.fleet.workers[fault.victim])
+
+    def wait_for(self, slot: Slot) -> Slot | None:
+        """Return a process once it is at work, or None if it does not get there."""
+        if self.fleet.wait_until_up(slot, self.tick):
+            return slot
+        self.fleet.unexpected.append(f"process {slot.process.pid} is not at work, see {slot.process.log.name}")
+        return None
+
+    # Processes.
+
+    def do_kill(self, fault: Fault) -> None:
+        """SIGKILL of a worker."""
+        slot = self.worker(fault)
+        if slot is not None:
+            self.fleet.kill(slot)
+            self.count["SIGKILL of a worker"] += 1
+
+    def do_kill_a_client(self, fault: Fault) -> None:
+        """SIGKILL of a client."""
+        slot = self.wait_for(self.fleet.clients[fault.victim])
+        if slot is not None:
+            self.fleet.kill(slot)
+            self.count["SIGKILL of a client"] += 1
+
+    def do_terminate(self, fault: Fault) -> None:
+        """SIGTERM of a worker, which drains."""
+        slot = self.worker(fault)
+        if slot is not None:
+            self.fleet.injure(slot, "terminate")
+            slot.process.signal(signal.SIGTERM)
+            self.count["SIGTERM of a worker"] += 1
+
+    def do_stop(self, fault: Fault) -> None:
+        """SIGSTOP of a worker, past its lease."""
+        slot = self.worker(fault)
+        if slot is None:
+            return
+        self.fleet.injure(slot, "stop")
+        slot.process.signal(signal.SIGSTOP)
+        slot.is_held = True
+
+        def go_on() -> None:
+            slot.process.signal(signal.SIGCONT)
+            slot.is_held = False
+            self.count["SIGSTOP of a worker, past its lease"] += 1
+
+        self.later(1.5 * self.lease_s + 1, go_on)
+
+    # Data.
+
+    def do_old_runs(self, _: Fault) -> None:
+        """Have completed runs be older than what retention keeps."""
+        threading.Thread(target=self._age).start()
+
+    def _age(self) -> None:
+        begin, aged = self.database.begin, 0
+        with (
+            contextlib.suppress(*self.database.errors),
+            contextlib.closing(self.database.connect(begins_itself=False)) as connection,
+        ):
+            connection.execute(begin)
+            rows = connection.execute(
+                self.database.sql(
+                    "SELECT id FROM action_retrier_runs WHERE completed_at > ? AND callback_state IN ('none', 'done', 'pending')"
+                    " ORDER BY completed_at LIMIT ?"
+                ),
+                (_AGE_US, AGED),
+            ).fetchall()
+            for (run_id,) in rows:
+                connection.execute("INSERT INTO crash_aged VALUES (?)".replace("?", self.database.sql("?")), (run_id,))
+                update = (
+                    "UPDATE action_retrier_runs SET completed_at = completed_at - ? WHERE id = ? AND completed_at > ?"
+                )
+                aged += connection.execute(self.database.sql(update), (_AGE_US, run_id, _AGE_US)).rowcount
+            connection.execute("COMMIT")
+            self.count["runs made older than retention keeps"] += aged

@@ -1,0 +1,167 @@
+"""The pytest plugin, in sessions of pytest of its own."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+SHOP = """
+    from action_retrier import ActionCtx, App, SyncActionRetrier
+
+    app = App("sqlite:///production.db")
+    retrier = SyncActionRetrier(app)
+
+    @app.action(name="shop:ship", initial_backoff_ms=60_000, jitter=0)
+    async def ship(ctx: ActionCtx, order_id: int) -> int:
+        if ctx.attempt == 1:
+            raise ConnectionError
+        return order_id
+
+    def order(order_id: int) -> str:
+        return retrier.run(app, ship, {"order_id": order_id})
+"""
+STRICT = ["-p", "no:cacheprovider", "-p", "no:randomly", "-W", "error"]
+WITHOUT_ASYNCIO = ["-p", "no:asyncio"]
+WITH_ASYNCIO = ["-o", "asyncio_default_fixture_loop_scope=function"]  # unset, it warns at its start
+
+
+@pytest.fixture
+def session(pytester):
+    """Run pytest in a process of its own, in which a warning is an error."""
+    pytester.makepyfile(shop=SHOP)
+
+    def run(*options, **modules):
+        pytester.makepyfile(**modules)
+        return pytester.runpytest_subprocess(*STRICT, *(options or WITHOUT_ASYNCIO))
+
+    return run
+
+
+def test_an_app_that_is_made_at_import_is_tested_on_a_database_of_the_tests_own(session, pytester):
+    done = session(
+        test_shop="""
+            from action_retrier import Success
+            from action_retrier.testing import crash_after, run_until_idle_sync
+            from shop import app, order, retrier
+
+            def test_an_order_is_shipped(retrier_isolate, retrier_clock):
+                retrier_isolate(app)
+                run_id = order(7)
+                began = retrier_clock.now()
+                (run,) = run_until_idle_sync(app, jump=True)
+                assert (run.id, run.result) == (run_id, Success(7))
+                assert (retrier_clock.now() - began).total_seconds() == 60
+
+            def test_nothing_is_left_of_another_test(retrier_isolate):
+                retrier_isolate(app)
+                assert retrier.list(app).runs == []
+
+            def test_a_worker_may_die(retrier_isolate):
+                retrier_isolate(app)
+                order(8)
+                with crash_after(app, "claim"):
+                    run_until_idle_sync(app)
+                (run,) = run_until_idle_sync(app, jump=True)
+                assert run.failures == 1
+
+            def test_the_database_is_a_file_under_tmp_path(retrier_database, tmp_path):
+                assert str(tmp_path) in retrier_database
+
+            def test_another_database_and_another_clock(retrier_isolate, tmp_path):
+                from action_retrier.testing import ManualClock
+                retrier_isolate(app, f"sqlite:///{tmp_path}/mine.db", clock=ManualClock())
+                assert app.location.endswith("mine.db")
+        """
+    )
+
+    done.assert_outcomes(passed=5)
+    assert not (pytester.path / "production.db").exists()
+
+
+@pytest.mark.parametrize("options", [WITHOUT_ASYNCIO, WITH_ASYNCIO], ids=["without pytest-asyncio", "with it"])
+def test_it_works_with_and_without_pytest_asyncio(session, options):
+    modules = {
+        "test_sync": """
+            from action_retrier.testing import run_until_idle_sync
+            from shop import app, order
+
+            def test_it(retrier_isolate):
+                retrier_isolate(app)
+                order(1)
+                assert len(run_until_idle_sync(app, jump=True)) == 1
+        """
+    }
+    if options == WITH_ASYNCIO:
+        modules["test_async"] = """
+            import pytest
+            from action_retrier import ActionRetrier
+            from action_retrier.testing import run_until_idle
+            from shop import app, ship
+
+            @pytest.mark.asyncio
+            async def test_it(retrier_isolate):
+                retrier_isolate(app)
+                await ActionRetrier(app).run(app, ship, {"order_id": 1})
+                assert len(await run_until_idle(app, jump=True)) == 1
+        """
+
+    session(*options, **modules).assert_outcomes(passed=len(modules))
+
+
+def test_an_open_app_is_an_error_of_the_test(session):
+    done = session(
+        test_open="""
+            from shop import app
+
+            def test_it(retrier_isolate, retrier_database, retrier_clock):
+                from action_retrier.testing import isolated
+                with isolated(app, retrier_database):
+                    with app:
+                        retrier_isolate(app)
+        """
+    )
+
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*RuntimeError: * is open: leave its `with` block first*"])
+
+
+def test_the_database_may_be_overridden(session):
+    done = session(
+        conftest="""
+            import pytest
+
+            @pytest.fixture
+            def retrier_database(tmp_path):
+                return f"sqlite:///{tmp_path}/ours.db"
+        """,
+        test_it="""
+            from shop import app
+
+            def test_it(retrier_isolate):
+                assert retrier_isolate(app).location.endswith("ours.db")
+        """,
+    )
+
+    done.assert_outcomes(passed=1)
+
+
+def test_whoever_does_not_use_it_pays_nothing(session):
+    """Nothing of the library is imported, no hook is there, and no option."""
+    done = session(
+        test_it="""
+            import sys
+
+            def test_it(pytestconfig):
+                plugin = pytestconfig.pluginmanager.get_plugin("action_retrier")
+                assert plugin.__name__ == "action_retrier_pytest"
+                assert pytestconfig.pluginmanager.get_hookcallers(plugin) == []
+                assert {"action_retrier", "pydantic"}.isdisjoint(sys.modules)
+        """
+    )
+
+    done.assert_outcomes(passed=1)
+
+
+def test_its_fixtures_are_documented(session):
+    done = session(*WITHOUT_ASYNCIO, "--fixtures", test_it="")
+
+    done.stdout.fnmatch_lines(["retrier_clock*", "*A clock that stands still until the test moves it.*"])
