@@ -499,6 +499,7 @@ def waiting_to_write(
 ) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Keep the engine's next transaction waiting for its turn; yields what tells that it waits, and what ends that."""
     waits, go_on = threading.Event(), threading.Event()
+    api.turns = []  # type: ignore[attr-defined] # the garbage collector must not end one that nobody has ended
     underneath = api.app._database.underneath  # type: ignore[attr-defined]
     turn = underneath.turn_to_write
 
@@ -509,8 +510,12 @@ def waiting_to_write(
             assert go_on.wait(30)
             yield
 
+    def turn_to_write() -> Any:
+        api.turns.append(slow_turn())  # type: ignore[attr-defined]
+        return api.turns[-1]  # type: ignore[attr-defined]
+
     with monkeypatch.context() as patch:
-        patch.setattr(underneath, "turn_to_write", slow_turn)
+        patch.setattr(underneath, "turn_to_write", turn_to_write)
         yield waits, go_on
 
 
