@@ -80,6 +80,11 @@ class Claiming:
         """Look again: something has ended, or may be due."""
         self._wake.set()
 
+    def somebody_has_died(self) -> None:
+        """Look again, for suspects as well."""
+        self._suspects_are_due = True
+        self._wake.set()
+
     async def until_idle(self) -> None:
         """Return when nothing that can be run, or called back, is due or under way."""
         waiter: asyncio.Future[None] = self._loop.create_future()
@@ -114,13 +119,13 @@ class Claiming:
             # From here on commits wake us; what was committed before is seen by the question.
             self._subscription.active = True
             claimant, suspects = self._incarnation.claimant, self._executions.suspects
-            allowance, for_callbacks = suspects.allowance(self._loop.time()), suspects.callback_allowance
+            allowance = suspects.allowance(self._loop.time())
             self._asked_s = self._loop.time()
             # What is under way now may leave something due that the question does not see yet.
             was_at_rest = self._is_at_rest
             everywhere = bool(waiters) or self._lanes.pace.is_due(self._asked_s)
             lanes = None if everywhere else self._lanes.to_json()
-            due = await self._database.read(lambda: next_due(claimant, allowance, for_callbacks, lanes))
+            due = await self._database.read(lambda: next_due(claimant, allowance, allowance, lanes))
             if everywhere:
                 self._lanes.pace.took(self._asked_s, self._loop.time())
                 self._lanes.found(due.lanes)

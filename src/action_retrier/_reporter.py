@@ -8,14 +8,14 @@ from ._clock import Clock
 from ._completion import Completion, Report
 from ._execution import Execution, Key
 from ._lifecycle import Attempted, Outcome, Reschedule, settle
-from ._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
+from ._ops.claims import Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
 from ._statements import Row
 from ._suspects import Suspects
 from .config import logger
 from .drivers import Database
 
-_STRICTLY = 2  # as many losses: nothing else that is suspect starts beside it
+_CALLBACK = "callback"  # the key of the one suspected callback that is called at a time
 _BUSY_S = 0.1
 _BATCH = 10  # callbacks that share a transaction, or are claimed at once
 
@@ -153,15 +153,11 @@ class Reporter:
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
-        is_full = len(self._claimed) >= _BATCH
-        may_call_suspects = bool(suspects.callback_allowance) and not self._stopping
+        if len(self._claimed) >= _BATCH:
+            self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
         if not any(row["callback_losses"] for row, _ in self._claimed):
             await self._call_claimed()
-        elif not may_call_suspects:
-            await self._return_claimed()
-        if is_full:
-            self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
-        if may_call_suspects and not self._stopping:
+        if not self._stopping:
             await self._call_suspect(claimant, suspects)
 
     async def _call_claimed(self) -> None:
@@ -200,20 +196,27 @@ class Reporter:
             self._claimed.pop(0)
 
     async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
-        """Call one callback that may have cost a worker, with no suspect beside it."""
-        key = "callback"
-        suspects.start(key, _STRICTLY, asyncio.get_running_loop().time())
+        """Call one callback that may have cost a worker, if it may be called beside the suspects that execute."""
+        loop = asyncio.get_running_loop()
+        allowance = suspects.allowance(loop.time())
+        if allowance and not self._claimed:  # else it is called again
+            rows = await self._database.write(lambda: claim_callbacks(claimant, 1, allowance))
+            self._claimed = [(row, claimant.id) for row in rows]
+        if not self._claimed:
+            return
+        losses = self._claimed[0][0]["callback_losses"]
+        # Asked again: a claim of runs that was under way may have brought a suspect.
+        if losses > suspects.allowance(loop.time()):
+            await self._return_claimed()
+            return
+        suspects.start(_CALLBACK, losses, loop.time())
         try:
-            if not self._claimed:  # else it is called again
-                rows = await self._database.write(lambda: claim_callbacks(claimant, 1, ANY_LOSSES))
-                self._claimed = [(row, claimant.id) for row in rows]
-            if suspects.is_alone(key):
-                await self._call_claimed()
-            else:
-                # A claim of runs that was under way has brought a suspect: it would be lost with us.
-                await self._return_claimed()
+            await self._call_claimed()
         finally:
-            suspects.end(key)
+            suspects.end(_CALLBACK)
+        # Runs first: they are claimed while we look for the next one, which nobody else does while all slots are taken.
+        self._changed()
+        self.callbacks_are_due()
 
     def stop(self) -> None:
         """Call nothing more that is not owed with an outcome."""

@@ -25,21 +25,12 @@ class Suspects:
         self._last_started = 0.0
 
     def allowance(self, now_s: float) -> int:
-        """Return how many losses in a row a suspect may have to start now; 0 means none may."""
+        """Return how many losses in a row a suspect, a run or a callback, may have to start now; 0 means none may."""
         if not self._losses:
             return ANY_LOSSES
         if max(self._losses.values()) > 1 or now_s - self._last_started < PROBATION_S:
             return 0
         return 1
-
-    @property
-    def callback_allowance(self) -> int:
-        """The same for callbacks: one that may have cost a worker is only called while no suspect executes."""
-        return 0 if self._losses else ANY_LOSSES
-
-    def is_alone(self, key: object) -> bool:
-        """Tell whether no suspect but *key* executes."""
-        return not self._losses.keys() - {key}
 
     def start(self, key: object, losses: int, now_s: float) -> None:
         """Note that a suspect begins."""

@@ -145,7 +145,7 @@ class Worker:
     async def recover_dead(self) -> None:
         """Settle what dead workers have left now, instead of at the next look."""
         if await self._maintenance.recover_dead(self.id):
-            self._claiming.wake()
+            self._claiming.somebody_has_died()
 
     async def next_due_us(self) -> int | None:
         """Tell in how long there is something for this worker to do; negative is overdue, None is never."""

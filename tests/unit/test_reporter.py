@@ -3,7 +3,7 @@
 import asyncio
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +11,7 @@ from action_retrier._lifecycle import Attempted, NotBegun, Outcome, Raised, Succ
 from action_retrier._ops.claims import Claimant
 from action_retrier._policy import RetryPolicy
 from action_retrier._reporter import Reporter
-from action_retrier._suspects import Suspects
+from action_retrier._suspects import PROBATION_S, Suspects
 from action_retrier.testing import ManualClock
 
 LIMIT_S = 5
@@ -41,29 +41,96 @@ def test_what_is_given_back_and_not_written_has_not_begun(outcome: Outcome, has_
     assert reporter.unwritten_begun() == ({("r", 3)} if has_begun else set())
 
 
-async def test_all_callbacks_that_are_due_are_called_after_one_look() -> None:
-    """A worker whose slots are all taken looks seldom: ten of them were called, and the others waited for the next look."""
-    due: dict[int, list[dict[str, Any]]] = {0: [{"id": f"plain {n}", "callback_losses": 0} for n in range(25)], 1: []}
-    called: list[str] = []
+class Callbacks:
+    """Callbacks that are due, and a reporter that calls them."""
 
-    async def write(operation: Any) -> list[Any]:
-        parameters = next(operation()).parameters
-        kind = due[min(parameters["max_losses"], 1)]
-        claimed, kind[:] = kind[: parameters["count"]], kind[parameters["count"] :]
+    def __init__(self, *losses: int) -> None:
+        self.due: list[dict[str, Any]] = [{"id": f"r{n}", "callback_losses": many} for n, many in enumerate(losses)]
+        self.called: list[str] = []
+        self.given_back: list[str] = []
+        self.changes = 0
+        self.while_claimed: Any = lambda: None
+        self.reporter = Reporter(
+            database=cast("Any", SimpleNamespace(write=self._write)),
+            completion=cast("Any", SimpleNamespace(call_back=self._call_back)),
+            clock=ManualClock(),
+            rng=Random(1),
+            changed=self._changed,
+        )
+        self.suspects = Suspects()
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def _write(self, operation: Any) -> list[Any]:
+        statement = next(operation())
+        if statement.name == "release_callback":
+            self.given_back.append(statement.parameters["id"])
+            return []
+        most, limit = statement.parameters["max_losses"], statement.parameters["count"]
+        claimed = [row for row in self.due if row["callback_losses"] <= most][:limit]
+        self.due = [row for row in self.due if row not in claimed]
+        if claimed:
+            self.while_claimed()
         return claimed
 
-    async def call_back(row: Any, _: str) -> None:
-        called.append(row["id"])
+    async def _call_back(self, row: Any, _: str) -> None:
+        self.called.append(row["id"])
 
-    database: Any = SimpleNamespace(write=write)
-    completion: Any = SimpleNamespace(call_back=call_back)
-    reporter = Reporter(
-        database=database, completion=completion, clock=ManualClock(), rng=Random(1), changed=lambda: None
-    )
-    claimant = Claimant("w", "default", "[]", "[]")
+    async def call_all(self) -> None:
+        claimant = Claimant("w", "default", "[]", "[]")
+        self.reporter.callbacks_are_due()
+        async with asyncio.timeout(LIMIT_S):
+            while self.reporter.is_busy:
+                await self.reporter.call_back_once(lambda: claimant, self.suspects)
 
-    reporter.callbacks_are_due()
-    while reporter.is_busy:
-        await asyncio.wait_for(reporter.call_back_once(lambda: claimant, Suspects()), LIMIT_S)
 
-    assert len(called) == len(set(called)) == 25
+async def test_all_callbacks_that_are_due_are_called_after_one_look() -> None:
+    """A worker whose slots are all taken looks seldom: ten of them were called, and the others waited for the next look."""
+    callbacks = Callbacks(*[0] * 25, *[1] * 5, 2, 3)
+
+    await callbacks.call_all()
+
+    assert len(callbacks.called) == len(set(callbacks.called)) == 32
+
+
+async def test_between_two_suspected_callbacks_runs_have_their_turn() -> None:
+    callbacks = Callbacks(1, 1, 1)
+
+    await callbacks.call_all()
+
+    assert callbacks.changes >= 3
+
+
+@pytest.mark.parametrize(("losses", "is_called"), [(0, True), (1, True), (2, False)])
+async def test_a_callback_that_was_lost_once_is_called_beside_a_suspect_past_its_probation(
+    losses: int,
+    is_called: bool,  # noqa: FBT001
+) -> None:
+    """A suspect may execute for hours. One that was lost again and again waits until it has the process to itself."""
+    callbacks = Callbacks(losses)
+    callbacks.suspects.start("a run", 1, asyncio.get_running_loop().time() - PROBATION_S)
+
+    await callbacks.call_all()
+
+    assert callbacks.called == (["r0"] if is_called else [])
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+async def test_a_suspected_callback_is_not_called_beside_a_suspect_on_probation(losses: int) -> None:
+    callbacks = Callbacks(losses)
+    callbacks.suspects.start("a run", 1, asyncio.get_running_loop().time() + 10**6)
+
+    await callbacks.call_all()
+
+    assert callbacks.called == []
+
+
+async def test_a_suspected_callback_is_given_back_when_a_suspect_has_come_in_between() -> None:
+    """A claim of runs that was under way has brought it."""
+    callbacks = Callbacks(1)
+    callbacks.while_claimed = lambda: callbacks.suspects.start("a run", 2, 0)
+
+    await callbacks.call_all()
+
+    assert (callbacks.called, callbacks.given_back) == ([], ["r0"])

@@ -54,12 +54,3 @@ def test_what_is_no_suspect_ends_without_notice(suspects: Suspects) -> None:
     suspects.end("a")
 
     assert suspects.allowance(NOW_S) == ANY_LOSSES
-
-
-@pytest.mark.parametrize("losses", [1, 2])
-def test_a_suspected_callback_is_called_only_while_no_suspect_executes(suspects: Suspects, losses: int) -> None:
-    assert suspects.callback_allowance == ANY_LOSSES
-    suspects.start("a", losses, NOW_S)
-    assert suspects.callback_allowance == 0
-    suspects.end("a")
-    assert suspects.callback_allowance == ANY_LOSSES
