@@ -76,6 +76,7 @@ class Accidents:
     @staticmethod
     def _stop(machine: Machine, _: float) -> float:
         if not machine.is_stopping and machine.workers:
+            machine.is_stopping = True  # even if it cannot hear of it yet
             machine.process.spawn(machine.stop())
         return 0
 

@@ -160,6 +160,5 @@ class Client:
         if self.rng.random() < 0.5:
             await self.retrier.cancel_all(self.app, queue="mail")
             return
-        for one in self.oracle.rows.values():
-            self.oracle.retries_asked[one["id"]] += 1
+        self.oracle.bulk_retries_asked += 1
         await self.retrier.retry_all(self.app, queue="mail")

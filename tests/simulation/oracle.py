@@ -50,6 +50,8 @@ class Oracle:
         self.known: set[str] = set()
         self.forbidden: set[str] = set()
         self.retries_asked: Counter[str] = Counter()
+        self.bulk_retries_asked = 0
+        self._bulk_commit = 0
         self.cleanups_asked: set[str] = set()
         self.discards_asked: set[str] = set()
         self.canceled: dict[str, int] = {}  # by which of its results
@@ -177,8 +179,7 @@ class Oracle:
                 told = json.loads(new["result"])["attempt"]
                 assert told == new["attempt"], f"I2: attempt {told} ended it, and {new['attempt']} was current"
         if was in COMPLETED and now not in COMPLETED:
-            self.retries_asked[run_id] -= 1
-            assert self.retries_asked[run_id] >= 0, f"I3, I5: it was {was}, and nobody asked to retry it"
+            assert self._was_asked_to_retry(run_id), f"I3, I5: it was {was}, and nobody asked to retry it"
             self._first_attempt[run_id] = new["attempt"]
             self.canceled.pop(run_id, None)
         if was == "running" and now == "pending" and old is not None:
@@ -189,6 +190,16 @@ class Oracle:
             else:
                 began = new["attempt"] in self.executions[run_id]
                 assert not began, "I2, I8: only attempts that have not begun are given back"
+
+    def _was_asked_to_retry(self, run_id: str) -> bool:
+        """Whether somebody asked for this one, or for many at once, which one commit may answer at any time."""
+        if self.retries_asked[run_id] > 0:
+            self.retries_asked[run_id] -= 1
+            return True
+        if self._bulk_commit != self.commits and self.bulk_retries_asked > 0:
+            self.bulk_retries_asked -= 1
+            self._bulk_commit = self.commits
+        return self._bulk_commit == self.commits
 
     @staticmethod
     def _result(row: dict[str, Any]) -> RunResult:
