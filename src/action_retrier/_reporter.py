@@ -99,6 +99,8 @@ class Reporter:
         for report in reports:
             if report not in but:
                 self._unwritten.pop((report.run_id, report.attempt), None)
+                if report.losses:
+                    self.callbacks_are_due()  # such as its own
         if but:
             asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
         self._changed()
@@ -197,20 +199,25 @@ class Reporter:
 
     async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
         """Call one callback that may have cost a worker, if it may be called beside the suspects that execute."""
+        if any(report.losses for report in self._unwritten.values()):
+            return  # a suspect's end that nobody knows yet would be lost with us; we look again when it is written
         loop = asyncio.get_running_loop()
         allowance = suspects.allowance(loop.time())
-        if allowance and not self._claimed:  # else it is called again
-            rows = await self._database.write(lambda: claim_callbacks(claimant, 1, allowance))
-            self._claimed = [(row, claimant.id) for row in rows]
-        if not self._claimed:
+        if not allowance and not self._claimed:
             return
-        losses = self._claimed[0][0]["callback_losses"]
-        # Asked again: a claim of runs that was under way may have brought a suspect.
-        if losses > suspects.allowance(loop.time()):
-            await self._return_claimed()
-            return
-        suspects.start(_CALLBACK, losses, loop.time())
+        suspects.announce(_CALLBACK)
         try:
+            if not self._claimed:  # else it is called again
+                rows = await self._database.write(lambda: claim_callbacks(claimant, 1, allowance))
+                self._claimed = [(row, claimant.id) for row in rows]
+            if not self._claimed:
+                return
+            losses = self._claimed[0][0]["callback_losses"]
+            # Asked again: a claim of runs that was under way may have brought a suspect.
+            if losses > suspects.allowance(loop.time(), of=_CALLBACK):
+                await self._return_claimed()
+                return
+            suspects.start(_CALLBACK, losses, loop.time())
             await self._call_claimed()
         finally:
             suspects.end(_CALLBACK)

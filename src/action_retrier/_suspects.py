@@ -24,13 +24,23 @@ class Suspects:
         self._losses: dict[object, int] = {}
         self._last_started = 0.0
 
-    def allowance(self, now_s: float) -> int:
-        """Return how many losses in a row a suspect, a run or a callback, may have to start now; 0 means none may."""
-        if not self._losses:
+    def allowance(self, now_s: float, *, of: object = None) -> int:
+        """
+        Return how many losses in a row a suspect may have to start now, be it a run or a callback; 0 means none may.
+
+        Args:
+            of: One that has been announced itself.
+        """
+        losses = [losses for key, losses in self._losses.items() if key != of]
+        if not losses:
             return ANY_LOSSES
-        if max(self._losses.values()) > 1 or now_s - self._last_started < PROBATION_S:
+        if max(losses) > 1 or now_s - self._last_started < PROBATION_S:
             return 0
         return 1
+
+    def announce(self, key: object) -> None:
+        """Let nothing suspect start until it is known what *key* is: a claim is under way."""
+        self._losses[key] = ANY_LOSSES
 
     def start(self, key: object, losses: int, now_s: float) -> None:
         """Note that a suspect begins."""

@@ -17,6 +17,17 @@ from action_retrier.testing import ManualClock
 LIMIT_S = 5
 
 
+def ended(*, losses: int) -> Any:
+    """Return an execution that has ended."""
+    return SimpleNamespace(
+        row={"id": "r", "attempt": 3, "on_complete": "", "context": None, "losses": losses},
+        key=("r", 3),
+        attempted=Attempted(losses, losses, RetryPolicy()),
+        signals=SimpleNamespace(progress=None),
+        claimed_at_us=0,
+    )
+
+
 @pytest.mark.parametrize(
     ("outcome", "has_begun"),
     [(Succeeded("1"), True), (Raised("E", "e"), True), (WorkerStopped(), True), (NotBegun(), False)],
@@ -25,16 +36,8 @@ def test_what_is_given_back_and_not_written_has_not_begun(outcome: Outcome, has_
     """I8: a worker that ends before it could write that charges only what has begun."""
     unused: Any = None
     reporter = Reporter(database=unused, completion=unused, clock=ManualClock(), rng=Random(1), changed=lambda: None)
-    row = {"id": "r", "attempt": 3, "on_complete": "", "context": None, "losses": 0}
-    execution: Any = SimpleNamespace(
-        row=row,
-        key=("r", 3),
-        attempted=Attempted(0, 0, RetryPolicy()),
-        signals=SimpleNamespace(progress=None),
-        claimed_at_us=0,
-    )
 
-    reporter.report(execution, outcome, "w")
+    reporter.report(ended(losses=0), outcome, "w")
 
     assert reporter.is_busy
     assert reporter.unwritten() == {("r", 3)}
@@ -52,7 +55,7 @@ class Callbacks:
         self.while_claimed: Any = lambda: None
         self.reporter = Reporter(
             database=cast("Any", SimpleNamespace(write=self._write)),
-            completion=cast("Any", SimpleNamespace(call_back=self._call_back)),
+            completion=cast("Any", SimpleNamespace(call_back=self._call_back, write=self._write_reports)),
             clock=ManualClock(),
             rng=Random(1),
             changed=self._changed,
@@ -73,6 +76,9 @@ class Callbacks:
         if claimed:
             self.while_claimed()
         return claimed
+
+    async def _write_reports(self, _: Any) -> list[Any]:
+        return []
 
     async def _call_back(self, row: Any, _: str) -> None:
         self.called.append(row["id"])
@@ -126,6 +132,16 @@ async def test_a_suspected_callback_is_not_called_beside_a_suspect_on_probation(
     assert callbacks.called == []
 
 
+async def test_while_a_suspected_callback_is_claimed_no_suspect_may_start() -> None:
+    callbacks = Callbacks(1)
+    seen = []
+    callbacks.while_claimed = lambda: seen.append(callbacks.suspects.allowance(asyncio.get_running_loop().time()))
+
+    await callbacks.call_all()
+
+    assert (seen, callbacks.called) == ([0], ["r0"])
+
+
 async def test_a_suspected_callback_is_given_back_when_a_suspect_has_come_in_between() -> None:
     """A claim of runs that was under way has brought it."""
     callbacks = Callbacks(1)
@@ -134,3 +150,17 @@ async def test_a_suspected_callback_is_given_back_when_a_suspect_has_come_in_bet
     await callbacks.call_all()
 
     assert (callbacks.called, callbacks.given_back) == ([], ["r0"])
+
+
+async def test_a_suspected_callback_waits_until_the_ends_of_suspects_are_written() -> None:
+    """They would be lost with it: each further crash is to cost only who has caused it."""
+    callbacks = Callbacks(1)
+    callbacks.reporter.report(ended(losses=1), Succeeded("1"), "w")
+    claimant = Claimant("w", "default", "[]", "[]")
+    callbacks.reporter.callbacks_are_due()
+    await callbacks.reporter.call_back_once(lambda: claimant, callbacks.suspects)
+    assert callbacks.called == []
+
+    await callbacks.reporter.write_once()
+    await callbacks.reporter.call_back_once(lambda: claimant, callbacks.suspects)
+    assert callbacks.called == ["r0"]
