@@ -31,7 +31,7 @@ from action_retrier import (
     SyncActionRetrier,
 )
 from action_retrier.drivers.sqlalchemy.urls import url_of
-from action_retrier.testing import ManualClock
+from action_retrier.testing import ManualClock, isolated
 
 from ..stores import in_thread, postgres_url
 from .conftest import Colour, Lane
@@ -593,6 +593,12 @@ async def add_nothing(ctx: MutationCtx, _: str) -> None: ...
 
 async def test_where_the_database_is_can_be_shown(api: Program) -> None:
     assert "secret" not in repr(api.app) + api.app.location + api.app._database.url
+
+
+async def test_an_app_that_is_open_is_not_lent_to_a_test(api: Program, tmp_path: Path) -> None:
+    """What it holds open belongs to the engine's database."""
+    with pytest.raises(RuntimeError, match="is open"), isolated(api.app, f"sqlite:///{tmp_path}/test.db"):
+        pass
 
 
 def test_a_password_in_an_engines_query_is_masked() -> None:
