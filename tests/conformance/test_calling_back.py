@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from action_retrier._ops.claims import Claimant
+from action_retrier._ops.claims import ANY_LOSSES, Claimant
 from action_retrier._ops.control import cancel_run
 from action_retrier._reporter import Reporter
 from action_retrier._suspects import Suspects
@@ -129,7 +129,7 @@ async def test_a_suspect_that_could_not_be_called_is_given_back_once_another_exe
     """Two suspects at once would not tell which of them kills the process."""
     run_id = caller.owe("suspect", losses=1)
     await fail_to_write(caller, monkeypatch)
-    caller.suspects.start(("a run", 1), 1, 0.0)
+    caller.suspects.start(("a run", 1), 2, 0.0)
 
     await asyncio.wait_for(caller.reporter.call_back_once(lambda: caller.worker, caller.suspects), 30)
 
@@ -143,11 +143,11 @@ async def test_a_suspect_is_given_back_if_its_claim_brought_it_beside_another(ca
 
     def begin_a_suspect() -> None:
         if caller.state(run_id)[2] is not None:
-            caller.suspects.start(("a run", 1), 1, 0.0)
+            caller.suspects.start(("a run", 1), 2, 0.0)
 
     caller.during_claim = begin_a_suspect
 
     await caller.call_back()
 
     assert (caller.state(run_id), caller.bench.notes) == (GIVEN_BACK, [])
-    assert caller.suspects.is_alone(("a run", 1))
+    assert caller.suspects.allowance(0.0, of=("a run", 1)) == ANY_LOSSES
