@@ -656,7 +656,7 @@ class Store:
     # What is there.
 
     def next_due(self, worker: Claimant, max_losses: int = ANY_LOSSES) -> NextDue:
-        return self.read(next_due, worker, max_losses, max_losses)
+        return self.read(next_due, worker, max_losses)
 
     def status(self, run_id: str, namespace: str = NAMESPACE) -> RunStatus:
         return self.read(read_status, namespace, run_id)

@@ -125,7 +125,7 @@ class Claiming:
             was_at_rest = self._is_at_rest
             everywhere = bool(waiters) or self._lanes.pace.is_due(self._asked_s)
             lanes = None if everywhere else self._lanes.to_json()
-            due = await self._database.read(lambda: next_due(claimant, allowance, allowance, lanes))
+            due = await self._database.read(lambda: next_due(claimant, allowance, lanes))
             if everywhere:
                 self._lanes.pace.took(self._asked_s, self._loop.time())
                 self._lanes.found(due.lanes)
@@ -151,7 +151,7 @@ class Claiming:
         """How many more to claim: none while as many as may execute have ended, and nobody knows it yet."""
         # If we die, those are lost as well. They pile up where callbacks take longer than actions.
         most = max(self._executions.concurrency, _UNWRITTEN)
-        return self._executions.free if len(self._reporter.unwritten()) < most else 0
+        return self._executions.free if self._reporter.backlog < most else 0
 
     def _must_look_everywhere(self) -> bool:
         """Whether the lanes that are known may be too old: a new one may be more urgent than all of them."""

@@ -82,6 +82,11 @@ class Reporter:
                 self._plain.append(report)
                 self._plain_wake.set()
 
+    @property
+    def backlog(self) -> int:
+        """How many attempts have ended, and nobody knows it yet."""
+        return len(self._unwritten)
+
     def unwritten(self) -> set[Key]:
         """Return the attempts that have ended, and nobody knows it yet."""
         return set(self._unwritten)

@@ -16,6 +16,16 @@ _pools: "weakref.WeakSet[DaemonThreads]" = weakref.WeakSet()
 _IDLE_S = 5.0
 
 
+def settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Tell whoever awaits a call in a thread how it has ended, if he still does; on his event loop."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
 class DaemonThreads:
     """
     A pool of daemon threads, started as needed.
@@ -59,14 +69,6 @@ class DaemonThreads:
         future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
 
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
         def work() -> None:
             result: T | None = None
             error: BaseException | None = None
@@ -77,7 +79,7 @@ class DaemonThreads:
             except BaseException as problem:  # noqa: BLE001 - it belongs to whoever awaits the future
                 error = problem
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle, future, result, error)
 
         self.submit(work)
         return await future

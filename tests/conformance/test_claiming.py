@@ -453,10 +453,10 @@ def test_a_claim_in_known_lanes_looks_at_nothing_that_fell_due_earlier(store: St
     (lane,) = json.loads(store.next_due(worker).lanes)
     since = json.dumps([lane | {"since": store.row(late)["due_at"]}])
 
-    assert store.read(next_due, worker, ANY_LOSSES, ANY_LOSSES, since).work_us == 0
+    assert store.read(next_due, worker, ANY_LOSSES, since).work_us == 0
     claimed = store.write(claim_runs, worker, 10, ANY_LOSSES, since)
 
     assert [row["id"] for row in claimed.runs] == [late]
-    assert store.read(next_due, worker, ANY_LOSSES, ANY_LOSSES, since).work_us is None
+    assert store.read(next_due, worker, ANY_LOSSES, since).work_us is None
     assert store.next_due(worker).work_us == -1_000_000
     assert store.claim_ids(worker) == [early]

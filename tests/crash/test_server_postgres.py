@@ -9,12 +9,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from crash_database import PostgresDatabase
 from crash_processes import eventually
 from crash_program import Program, call, set_lease
+from crash_scene import Scene
 
 from action_retrier import DatabaseUnavailable, _maintenance
 
@@ -42,7 +44,7 @@ def database(server: Server) -> Iterator[PostgresDatabase]:
     """A database of the server's own."""
     with psycopg.connect(server.url, autocommit=True) as admin:
         admin.execute("CREATE DATABASE app")
-    yield PostgresDatabase(server.url.replace("/postgres?", "/app?").removesuffix("/postgres") + "/app")
+    yield PostgresDatabase(urlsplit(server.url)._replace(path="/app").geturl())
     with psycopg.connect(server.url, autocommit=True) as admin:
         admin.execute("DROP DATABASE app WITH (FORCE)")
 
@@ -317,8 +319,6 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_server_whose_disk_is_full_refuses_loudly_and_goes_on_when_there_is_room(small_disk, tmp_path, monkeypatch):
-    from crash_scene import Scene  # noqa: PLC0415 - a scene of its own server's
-
     with tempfile.TemporaryDirectory(prefix="action-retrier-wal-") as log:
         Path(log).chmod(0o777)
         server = Server(small_disk / "server")

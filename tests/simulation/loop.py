@@ -25,6 +25,8 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from action_retrier._threads import settle
+
 _LONGEST_STEP_S = 0.0001
 _MOST_STEPS = 3_000_000
 
@@ -265,21 +267,13 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def run_in_executor(self, executor: Any, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         future = self.create_future()
 
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
         def work() -> None:
             result, problem = None, None
             try:
                 result = call(*args)
             except Exception as error:  # noqa: BLE001 - whoever awaits the future gets it
                 problem = error
-            self.call_soon_threadsafe(settle, result, problem)
+            self.call_soon_threadsafe(settle, future, result, problem)
 
         self.start_thread(work)
         return future

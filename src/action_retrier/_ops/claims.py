@@ -101,11 +101,9 @@ def claim_callbacks(claimant: Claimant, count: int, max_losses: int) -> Op[Rows]
     return (yield Statement("claim_callbacks", claimant.parameters | {"count": count, "max_losses": max_losses}))
 
 
-def next_due(
-    claimant: Claimant, max_losses: int, max_callback_losses: int = ANY_LOSSES, lanes: str | None = None
-) -> Op[NextDue]:
+def next_due(claimant: Claimant, max_losses: int, lanes: str | None = None) -> Op[NextDue]:
     """Tell how long there is nothing to do; with *lanes* only of the runs in them."""
-    limits = {"max_losses": max_losses, "max_callback_losses": max_callback_losses, "lanes": lanes}
+    limits = {"max_losses": max_losses, "lanes": lanes}
     rows = yield Statement("next_due", claimant.parameters | limits, stands_alone=True)
     (row,) = rows
     work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]

@@ -257,7 +257,7 @@ class _Transaction:
         return result
 
     def _in(self, op: Op[Any], written: list[Step]) -> Op[Any]:
-        """As `Watch._op`, but that the commit comes later."""
+        """As `Watch._through`, but that the commit comes later."""
         self._watch._check()
         step = BY_OPERATION.get(_name_of(op))
         if step is not None:

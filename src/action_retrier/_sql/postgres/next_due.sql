@@ -1,6 +1,5 @@
 -- Tell when the next thing that a worker can do is due.
--- In:  namespace, actions, mutations, queues, max_losses (as for claim_runs and claim_suspects),
---      max_callback_losses (as max_losses for claim_callbacks),
+-- In:  namespace, actions, mutations, queues, max_losses (as for claim_suspects and claim_callbacks),
 --      lanes (JSON array of {queue, action, on_complete, priority, since (us UTC)}: look only there, and at nothing that
 --      fell due earlier; NULL = everywhere), now (us UTC)
 -- Out: lanes (JSON: where runs are pending, since when the first one is due), and runs_in, suspects_in, callbacks_in,
@@ -45,7 +44,7 @@ SELECT (SELECT CAST(json_agg(h) AS text) FROM heads AS h) AS lanes,
                SELECT c.callback_due_at FROM {schema}.runs AS c
                 WHERE c.callback_state = 'pending' AND c.namespace = CAST(:namespace AS text)
                   AND c.on_complete = known.name AND c.callback_worker IS NULL
-                  AND c.callback_losses <= CAST(:max_callback_losses AS bigint)
+                  AND c.callback_losses <= CAST(:max_losses AS bigint)
                 ORDER BY c.callback_due_at
                 LIMIT 1) AS one
          WHERE CAST(:lanes AS text) IS NULL

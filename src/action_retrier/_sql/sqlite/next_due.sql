@@ -1,6 +1,5 @@
 -- Tell when the next thing that a worker can do is due.
--- In:  namespace, actions, mutations, queues, max_losses (as for claim_runs and claim_suspects),
---      max_callback_losses (as max_losses for claim_callbacks),
+-- In:  namespace, actions, mutations, queues, max_losses (as for claim_suspects and claim_callbacks),
 --      lanes (JSON array of {queue, action, on_complete, priority, since (us UTC)}: look only there, and at nothing that
 --      fell due earlier; NULL = everywhere), now (us UTC)
 -- Out: lanes (JSON: where runs are pending, since when the first one is due), and runs_in, suspects_in, callbacks_in,
@@ -39,7 +38,7 @@ SELECT (SELECT json_group_array(json_object('queue', h.queue, 'action', h.action
        (SELECT min((SELECT min(c.callback_due_at) FROM action_retrier_runs AS c
                      WHERE c.callback_state = 'pending' AND c.namespace = CAST(:namespace AS TEXT)
                        AND c.on_complete = known.value AND c.callback_worker IS NULL
-                       AND c.callback_losses <= CAST(:max_callback_losses AS INTEGER)))
+                       AND c.callback_losses <= CAST(:max_losses AS INTEGER)))
           FROM json_each(CAST(:mutations AS TEXT)) AS known WHERE CAST(:lanes AS TEXT) IS NULL) - CAST(:now AS INTEGER) AS callbacks_in,
        (SELECT min(r.deadline_at) FROM action_retrier_runs AS r
          WHERE CAST(:lanes AS TEXT) IS NULL AND r.state = 'pending' AND r.namespace = CAST(:namespace AS TEXT)
