@@ -86,6 +86,7 @@ class Executions:
         mutations: Mutations,
         clock: Clock,
         concurrency: int,
+        may_begin: Callable[[], bool],
         report: Callable[[Execution, Outcome], None],
         ended: Callable[[], None],
     ) -> None:
@@ -93,6 +94,7 @@ class Executions:
         Begin with none.
 
         Args:
+            may_begin: Tells whether what was claimed is ours still, for sure.
             report: Called with the outcome of each attempt that the database has to know.
             ended: Called whenever one has ended.
         """
@@ -101,6 +103,7 @@ class Executions:
         self._mutations = mutations
         self._clock = clock
         self.concurrency = concurrency
+        self._may_begin = may_begin
         self._report = report
         self._announce_end = ended
         self._threads = DaemonThreads(concurrency, "action-retrier-action", around=database.in_user_thread)
@@ -144,6 +147,8 @@ class Executions:
             execution.task.cancel()
 
     async def _execute(self, execution: Execution) -> Outcome:
+        if execution.signals.stop_reason is not None or not self._may_begin():
+            return NotBegun()  # whoever was stopped since the claim may have an heir, which is executing it
         damage = damage_of(execution.row["options"])
         execution.begun = True
         if damage is not None:

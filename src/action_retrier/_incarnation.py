@@ -43,6 +43,7 @@ class Incarnation:
         self._known = (0, 0)
         self._claimant = self._named("")
         self._heartbeat: Heartbeat | None = None
+        self._is_in_doubt = False
         self.in_doubt = asyncio.Event()
         """Set when the lease may have ended."""
 
@@ -50,6 +51,11 @@ class Incarnation:
     def claimant(self) -> Claimant:
         """What claims are made with."""
         return self._claimant
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether nobody else can have taken over what we have claimed, as far as can be told without asking."""
+        return not self._is_in_doubt and self._database.leases.is_fresh(self._claimant.id)
 
     def _named(self, worker: str) -> Claimant:
         return Claimant(
@@ -82,8 +88,10 @@ class Incarnation:
         heartbeat.start()
         # Only now: a claim under an id that has no row would find itself taken for dead.
         self._claimant, self._known, self._heartbeat = claimant, known, heartbeat
+        self._is_in_doubt = False
 
     def _doubt(self) -> None:
+        self._is_in_doubt = True  # from the heartbeat's thread: what begins before the loop hears of it has to know
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.in_doubt.set)
 
@@ -102,10 +110,16 @@ class Incarnation:
         if not self.in_doubt.is_set():
             return
         worker = self._claimant.id
-        rows = await self._database.read(lambda: list_workers(self._namespace))
         self.in_doubt.clear()
+        try:
+            rows = await self._database.read(lambda: list_workers(self._namespace))
+        except BaseException:
+            self.in_doubt.set()
+            raise
         if not any(row["id"] == worker for row in rows):
             await self.begin_again(worker)
+        elif not self.in_doubt.is_set():
+            self._is_in_doubt = False
 
     async def announce_news(self) -> None:
         """Know, and tell, what has been registered since we began."""

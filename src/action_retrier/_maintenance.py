@@ -31,9 +31,9 @@ class Maintenance:
     async def recover_dead(self, own: str) -> bool:
         """Settle what dead workers left; tell whether there was one."""
         namespace = self._namespace
-        # Owners without a row are asked after as well: nobody else would.
+        # Those without a row are asked after as well: nobody else would.
         owners = await self._database.read(lambda: list_owners(namespace))
-        others = sorted(owners - {own})
+        others = sorted(owners.union(self._database.leases.left_behind()) - {own})
         dead = await self._database.leases.dead(others) if others else []
         for worker in dead:
             recovered = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]

@@ -71,6 +71,7 @@ class Worker:
             mutations=engine.mutations,
             clock=engine.clock,
             concurrency=concurrency,
+            may_begin=lambda: self._incarnation.holds_lease,
             report=self._report,
             ended=self._something_ended,
         )

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,22 @@ def test_a_killed_process_is_dead_at_once(leases: SqliteLeases, elsewhere: Elsew
 
     assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
     assert dead(leases, [elsewhere.worker]) == [elsewhere.worker]
+
+
+def test_a_worker_that_died_before_it_had_a_row_is_asked_after(
+    leases: SqliteLeases, elsewhere: Elsewhere, hold: Callable[[], str], folder: Path
+) -> None:
+    """Nobody else would remove its file, ever."""
+    hold()
+    assert leases.left_behind() == []
+    elsewhere.kill()
+    left = folder / f"{elsewhere.worker}.lock"
+    long_ago = time.time() - LEASE_US / 1e6 - 1
+    os.utime(left, (long_ago, long_ago))
+
+    assert leases.left_behind() == [elsewhere.worker]
+    left.unlink()
+    assert leases.left_behind() == []
 
 
 def test_a_recovered_worker_leaves_no_file(leases: SqliteLeases, elsewhere: Elsewhere, folder: Path) -> None:

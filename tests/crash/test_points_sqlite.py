@@ -1,8 +1,11 @@
 """A worker is killed at points that only SQLite's driver has: its lock files, its WAL, its checkpoints."""
 
+import os
 import signal
+import time
 
 import pytest
+from crash_processes import eventually
 from crash_program import call
 
 pytestmark = pytest.mark.crash
@@ -19,6 +22,22 @@ def test_a_worker_that_dies_before_it_has_written_its_first_time_stamp_costs_not
     story = scene.finish()[run_id]
 
     assert (left, story.row["state"], story.executions, story.losses) == ("pending", "succeeded", 1, 0)
+
+
+@pytest.mark.parametrize("point", ["stamp.before", "stamp.after", "register.before"])
+def test_a_worker_that_dies_before_it_has_a_row_leaves_no_file_for_ever(scene, point):
+    """Nobody finds it by its row, so it is found by its file, once nobody has touched that for a lease."""
+    scene.prepare()
+    assert scene.worker(die=point).wait() == KILLED
+    (left,) = scene.folder.glob("*-workers/*.lock")
+    long_ago = time.time() - 3600
+    os.utime(left, (long_ago, long_ago))
+
+    other = scene.worker()
+    eventually(lambda: not left.exists(), what="the end of the file")
+    other.stop()
+
+    assert list(scene.folder.glob("*-workers/*.lock")) == []
 
 
 @pytest.mark.parametrize(("point", "nth"), [("stamp.before", 1), ("stamp.after", 1), ("stamp.before", 2)])

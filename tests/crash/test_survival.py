@@ -131,6 +131,26 @@ def test_the_attempt_of_a_worker_that_was_stopped_is_canceled(scene):
 
 
 @pytest.mark.parametrize("action", ["work", "work_sync"])
+def test_what_was_claimed_before_a_stop_past_the_lease_does_not_begin_after_its_heir(scene, action):
+    """The claim is committed, and the process stopped before the action begins: when it goes on, it knows better."""
+    scene.prepare()
+    run_id = scene.run("return", action=action)
+    stopped = scene.worker(stop="claim.after_commit", lease_s=SHORT_LEASE_S)
+    eventually(lambda: scene.row(run_id)["state"] == "running", what="the claim")
+    other = scene.worker(lease_s=SHORT_LEASE_S)
+    scene.wait_until_complete(within_s=4 * SHORT_LEASE_S + 10)
+
+    stopped.signal(signal.SIGCONT)
+    stopped.wait_for("worker", count=2)
+    stopped.stop()
+    other.stop()
+
+    story = scene.verdict()[run_id]
+    assert [line.pid for line in story.lines if line.event == "begin"] == [other.pid]
+    assert (story.row["state"], story.row["attempt"], story.losses) == ("succeeded", 2, 1)
+
+
+@pytest.mark.parametrize("action", ["work", "work_sync"])
 def test_an_extension_that_keeps_the_interpreter_past_the_lease_costs_its_worker_the_run(scene, action):
     """No thread of the process runs, not even the heartbeat's: others take over, and its late report changes nothing."""
     scene.prepare()

@@ -63,6 +63,7 @@ class _Path:
     def __init__(self, files: Files, name: str) -> None:
         self._files = files
         self.name = name
+        self.stem = name.removesuffix(".lock")
 
     def unlink(self) -> None:
         if self.name not in self._files.content:
@@ -79,6 +80,9 @@ class _Folder:
 
     def __truediv__(self, name: str) -> _Path:
         return _Path(self._files, name)
+
+    def glob(self, _: str) -> list[_Path]:
+        return [self / name for name in self._files.content]
 
 
 class _File:
@@ -119,7 +123,12 @@ def on_host(files: Files, process: Process) -> Any:
     module.lock_file = lock_file
     module.close_lock_file = close_lock_file
     module.held_here = lambda path: path.name in opened
+
+    def untouched_for(us: int, paths: list[_Path]) -> list[_Path]:
+        return [path for path in paths if process.monotonic_us() - int(files.content[path.name] or 0) > us]
+
     module.probe = probe
+    module.untouched_for = untouched_for
     process.on_death.append(lambda: files.forget(process))
     return module.SqliteLeases(_Folder(files))
 

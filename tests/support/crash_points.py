@@ -1,5 +1,5 @@
 """
-The named points at which a process of the crash tests dies, by SIGKILL.
+The named points at which a process of the crash tests dies, by SIGKILL, or stops, by SIGSTOP.
 
 Those of the library are `action_retrier.testing.failpoints`; a few more are in the functions of the program itself.
 """
@@ -19,22 +19,23 @@ OWN = {"action.begin", "action.end", "callback.begin", "callback.end", "own.befo
 
 _wanted = ""
 _remaining = 0
+_signal = signal.SIGKILL
 
 
 def reach(point: str) -> None:
-    """Die here if this is the point."""
-    global _remaining  # noqa: PLW0603 - one process, one death
+    """Die here if this is the point, or stop."""
+    global _remaining  # noqa: PLW0603 - one process, one end
     if point != _wanted:
         return
     _remaining -= 1
-    if _remaining <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if _remaining == 0:
+        os.kill(os.getpid(), _signal)
 
 
-def install(app: App, point: str, nth: int = 1) -> None:
-    """Make this process die when it comes to *point* for the *nth* time."""
-    global _wanted, _remaining
-    _wanted, _remaining = point, nth
+def install(app: App, point: str, nth: int = 1, by: signal.Signals = signal.SIGKILL) -> None:
+    """Make this process die when it comes to *point* for the *nth* time, or stop, if that is what the signal does."""
+    global _wanted, _remaining, _signal
+    _wanted, _remaining, _signal = point, nth, by
     if point in OWN:
         return
     step = step_of(point)

@@ -273,6 +273,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("database", metavar="URL")
     arguments.add_argument("--die", metavar="POINT", default="")
+    arguments.add_argument("--stop", metavar="POINT", default="", help="like --die, by SIGSTOP")
     arguments.add_argument("--nth", type=int, default=1)
     arguments.add_argument("--lose", metavar="POINT", default="", help="an answer that never comes")
     arguments.add_argument("--lease-s", type=float)
@@ -304,8 +305,9 @@ def main() -> None:
     program = Program(given.database, Path.cwd())
     if given.lose:
         crash_points.lose(program.app, given.lose)
-    if given.die:
-        crash_points.install(program.app, given.die, given.nth)
+    if given.die or given.stop:
+        by = signal.SIGSTOP if given.stop else signal.SIGKILL
+        crash_points.install(program.app, given.die or given.stop, given.nth, by)
     if given.mode == "worker":
         announce_workers(program.register_late if given.register_late else lambda: None)
         if given.stop_while_claiming:

@@ -53,12 +53,18 @@ class Scene:
         return self.processes.start("crash_program.py", self.database.url, *arguments)
 
     def worker(
-        self, *options: object, die: str = "", nth: int = 1, lose: str = "", lease_s: float | None = None
+        self,
+        *options: object,
+        die: str = "",
+        stop: str = "",
+        nth: int = 1,
+        lose: str = "",
+        lease_s: float | None = None,
     ) -> Process:
         """Start a worker in a process of its own; its lease is as long as the database's are, unless it is given."""
         lease_s = lease_s or self.database.lease_s
         lease = [] if lease_s is None else ["--lease-s", lease_s]
-        return self.program("--die", die, "--nth", nth, "--lose", lose, *lease, "worker", *options)
+        return self.program("--die", die, "--stop", stop, "--nth", nth, "--lose", lose, *lease, "worker", *options)
 
     def lines(self, event: str, run_id: str | None = None) -> list[Line]:
         """Return what has happened, to one run or to all."""

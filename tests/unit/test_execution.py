@@ -23,11 +23,13 @@ class Bench:
     def __init__(self) -> None:
         self.told: list[Outcome] = []
         self.refuses = 0
+        self.holds_lease = True
         self.executions = Executions(
             database=_NoDatabase(),  # type: ignore[arg-type]
             mutations=None,  # type: ignore[arg-type]
             clock=ManualClock(),
             concurrency=10,
+            may_begin=lambda: self.holds_lease,
             report=self._report,
             ended=self._end,
         )
@@ -69,6 +71,28 @@ async def test_what_has_not_begun_is_given_back(bench: Bench) -> None:
     bench.begin(lambda: begun.append(1))
 
     bench.executions.give_back_unbegun()
+    await bench.until_an_end()
+
+    assert (bench.told, begun) == ([NotBegun()], [])
+
+
+async def test_what_a_lease_that_may_have_ended_covers_is_given_back(bench: Bench) -> None:
+    """Stopped between the claim and the beginning: an heir may be executing it."""
+    begun = []
+    bench.holds_lease = False
+    bench.begin(lambda: begun.append(1))
+
+    await bench.until_an_end()
+
+    assert (bench.told, begun) == ([NotBegun()], [])
+
+
+async def test_what_is_stopped_before_it_begins_does_not_begin(bench: Bench) -> None:
+    """A function without await, too, whose task is not canceled: it runs in a thread of its own once it has begun."""
+    begun = []
+    bench.begin(lambda: begun.append(1))
+    bench.executions.stop_begun("lease_lost")
+
     await bench.until_an_end()
 
     assert (bench.told, begun) == ([NotBegun()], [])

@@ -124,6 +124,9 @@ class Leases(Protocol):
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
 
+    def is_fresh(self, worker: str) -> bool:
+        """Tell, without asking anybody, whether it was prolonged so lately that nobody can have taken over its runs."""
+
     def release(self, worker: str, *, signed_off: bool = True) -> None:
         """End it; after its row has been deleted, or else others have to notice that it has ended."""
 
@@ -138,6 +141,9 @@ class Leases(Protocol):
 
     async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, for people to look into."""
+
+    def left_behind(self) -> list[str]:
+        """Return whose traces beside the database look abandoned: they may have no row that would tell of them."""
 
     def forget(self, worker: str) -> None:
         """Remove what a recovered worker has left beside the database."""

@@ -88,6 +88,10 @@ class PostgresLeases:
         self._unbroken_since[worker] = asked
         return True  # the row is still there: nobody has recovered anything
 
+    def is_fresh(self, worker: str) -> bool:
+        """Tell whether it was prolonged so lately that nobody can have taken over its runs."""
+        return boot_time_us() - self._renewed.get(worker, 0) < LEASE_US - MARGIN_US
+
     def release(self, worker: str, *, signed_off: bool = True) -> None:  # noqa: ARG002 - its row tells
         """End it."""
         self._line.unlock(lock_key(worker))
@@ -114,8 +118,7 @@ class PostgresLeases:
 
     def _may_judge(self, own: str, now: int) -> bool:
         """Whether our own lease is fresh, and has been without a gap for one lease."""
-        is_fresh = now - self._renewed.get(own, 0) < LEASE_US - MARGIN_US
-        return is_fresh and now - self._unbroken_since[own] >= LEASE_US
+        return self.is_fresh(own) and now - self._unbroken_since[own] >= LEASE_US
 
     @property
     def _locks_tell(self) -> bool:
@@ -179,6 +182,10 @@ class PostgresLeases:
             return (yield statement)
 
         return await self._read(look)
+
+    def left_behind(self) -> list[str]:
+        """Nobody leaves anything beside the database."""
+        return []
 
     def forget(self, worker: str) -> None:
         """Forget what was noted of a recovered worker."""

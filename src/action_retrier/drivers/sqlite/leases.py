@@ -13,7 +13,7 @@ from pathlib import Path
 from ..._clock import boot_time_us
 from ..._statements import Op, Rows
 from ...errors import DatabaseUnavailable
-from .locks import close_lock_file, held_here, lock_file, probe
+from .locks import close_lock_file, held_here, lock_file, probe, untouched_for
 
 LEASE_US = 10_000_000
 """How long a worker may be silent before others take over its runs."""
@@ -72,6 +72,10 @@ class SqliteLeases:
         self._unbroken_since[worker] = now
         return False
 
+    def is_fresh(self, worker: str) -> bool:
+        """Tell whether it was prolonged so lately that nobody can have taken over its runs."""
+        return boot_time_us() - _renewed.get(worker, 0) < LEASE_US - MARGIN_US
+
     def release(self, worker: str, *, signed_off: bool = True) -> None:
         """End it; a file that stays, with its lock free, tells that there is a row left."""
         close_lock_file(self._path(worker), remove=signed_off)
@@ -116,8 +120,7 @@ class SqliteLeases:
 
     def _may_judge(self, own: str, now: int) -> bool:
         """Whether a worker of ours has held its lease for long, up to now: not if we too have just been woken up."""
-        is_fresh = now - _renewed.get(own, 0) < LEASE_US - MARGIN_US
-        return is_fresh and now - self._unbroken_since[own] >= LEASE_US
+        return self.is_fresh(own) and now - self._unbroken_since[own] >= LEASE_US
 
     async def silent(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* that have given no sign for one lease, whether or not we may judge them dead."""
@@ -130,6 +133,10 @@ class SqliteLeases:
             return _renewed.get(worker, 0)
         seen = probe(path)
         return int(seen[1]) if seen is not None and seen[1].isdigit() else 0
+
+    def left_behind(self) -> list[str]:
+        """Return whose files nobody has touched for one lease: of workers, too, that died before they had a row."""
+        return [path.stem for path in untouched_for(LEASE_US, self._directory.glob("*.lock"))]
 
     def forget(self, worker: str) -> None:
         """Remove the file of a recovered worker."""
