@@ -51,11 +51,12 @@ class Evidence:
         self.most_losses = self.late = 0
         self.taken_for_dead: list[str] = []
         self.recoveries_s: defaultdict[str, list[float]] = defaultdict(list)
-        self.outages_s = injector.outages_s
         self.resumptions_s: list[float] = []
+        """How long after each return of the server the next execution began."""
+        self._resumed_s: defaultdict[str, list[float]] = defaultdict(list)
         self.figures: dict[str, Any] = {}
         self._injuries = fleet.injuries
-        self._accepting_at_us = injector.accepting_at_us
+        self._outages = injector.outages
         self._begun: list[int] = []
         self._slowest: list[tuple[float, str, int, str]] = []
         self._removed: set[str] = set()
@@ -103,10 +104,12 @@ class Evidence:
         aged = {row["run_id"] for row in scene.rows("SELECT run_id FROM crash_aged")}
         self.broken += [(run_id, Broken("removed", "I9: was not old")) for run_id in self._removed - aged]
         begun = sorted(self._begun)
-        for since in self._accepting_at_us:
-            place = bisect.bisect_right(begun, since)
+        for outage in self._outages:
+            place = bisect.bisect_right(begun, outage.back_at_us)
             if place < len(begun):
-                self.resumptions_s.append((begun[place] - since) / 1e6)
+                resumed_s = (begun[place] - outage.back_at_us) / 1e6
+                self.resumptions_s.append(resumed_s)
+                self._resumed_s[outage.kind].append(resumed_s)
         told = read_told(scene.folder)
         self.figures |= {
             "calls of clients": told.calls,
@@ -174,9 +177,9 @@ class Evidence:
     def _times(self) -> dict[str, list[float]]:
         """Return the measured times by what they are."""
         times = {f"recovery after: {what}": found for what, found in sorted(self.recoveries_s.items())}
-        if self.outages_s:
-            times["server away, until it accepts connections"] = self.outages_s
-            times["from then until the next execution"] = self.resumptions_s
+        for kind, resumed_s in sorted(self._resumed_s.items()):
+            times[f"server away: {kind}"] = [outage.took_s for outage in self._outages if outage.kind == kind]
+            times[f"from then until the next execution, after {kind}"] = resumed_s
         return times
 
     def table(self) -> str:

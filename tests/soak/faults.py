@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from crash_database import CrashDatabase
 
@@ -20,6 +21,15 @@ _AGE_US = 8 * 86_400_000_000
 _AGED_TABLE = "CREATE TABLE IF NOT EXISTS crash_aged (run_id TEXT NOT NULL)"
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The server was away: for how long, in what way, and when it accepted connections again, as the log of executions has it."""
+
+    kind: str
+    took_s: float
+    back_at_us: int
+
+
 class Injector:
     """Injects faults; what does not end by itself ends when its time has come."""
 
@@ -28,9 +38,7 @@ class Injector:
         self.database = database
         self.lease_s = lease_s
         self.count: Counter[str] = Counter()
-        self.accepting_at_us: list[int] = []
-        """When the server accepted connections again."""
-        self.outages_s: list[float] = []
+        self.outages: list[Outage] = []
         self._ends: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 

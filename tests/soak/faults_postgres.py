@@ -9,7 +9,7 @@ from crash_database import CrashDatabase
 from postgres_proxy import Proxy
 from postgres_server import Server
 
-from .faults import Injector
+from .faults import Injector, Outage
 from .fleet import Fleet, now_us
 from .plan import Fault
 
@@ -58,11 +58,10 @@ class PostgresInjector(Injector):
 
     # The server.
 
-    def _away(self, name: str, do: Callable[[], None]) -> None:
+    def _away(self, name: str, do: Callable[[], None], kind: str = "a crash or restart") -> None:
         begun_at = time.monotonic()
         do()
-        self.accepting_at_us.append(now_us())
-        self.outages_s.append(time.monotonic() - begun_at)
+        self.outages.append(Outage(kind, time.monotonic() - begun_at, now_us()))
         self.count[name] += 1
 
     def do_crash(self, _: Fault) -> None:
@@ -76,6 +75,18 @@ class PostgresInjector(Injector):
     def do_stop_at_once(self, _: Fault) -> None:
         """Stopped without a goodbye, and started."""
         self._away("restart of the server, immediate", lambda: self._server.restart(at_once=True))
+
+    def do_outage(self, _: Fault) -> None:
+        """Stopped, and started only when every lease has run out: whoever has lived through it is not dead."""
+
+        def be_away() -> None:
+            self._server.stop()
+            back_at = time.monotonic() + 1.5 * self.lease_s + 1
+            while time.monotonic() < back_at:
+                self.fleet.pause()
+            self._server.start()
+
+        self._away("outage of the server, longer than every lease", be_away, "an outage longer than every lease")
 
     def do_end_sessions(self, _: Fault) -> None:
         """Each session is ended by an administrator."""

@@ -35,6 +35,7 @@ ROUNDS = {
         "crash": 4,
         "restart": 1,
         "stop at once": 1,
+        "outage": 1,
         "end sessions": 1,
         "read only": 1,
         "lose answers": 6,
@@ -52,7 +53,7 @@ ROUNDS = {
 LAST = {
     "sqlite": {"kill": 3, "stop": 1},
     "pgbouncer": {"kill": 3, "stop": 1},
-    "postgres": {"kill": 3, "stop": 1, "crash": 1, "partition": 1},
+    "postgres": {"kill": 3, "stop": 1, "crash": 1, "partition": 1, "outage": 1},
 }
 """The same of the end, in which leases are as long as they are by default."""
 
