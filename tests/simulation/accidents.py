@@ -18,7 +18,7 @@ class Accidents:
         self._rng: Random = world.rng
         both = [self._crash] * 3 + [self._freeze] * 2 + [self._block, self._outage, self._stop, self._suspend]
         on_host = [self._remove_lock_file]
-        with_server = [self._cut_off] * 2 + [self._lose_host, self._move_clock]
+        with_server = [self._cut_off] * 2 + [self._lose_host, self._move_clock, self._cut_all]
         self._kinds: list[Callable[[Machine, float], float]] = both + (on_host if world.is_host else with_server)
 
     def happen(self) -> float:
@@ -71,6 +71,14 @@ class Accidents:
         if self._rng.random() < 0.7:  # the server notices
             loop, server = self._world.loop, self._world.server
             loop.call_on(loop.world, self._rng.uniform(1, 8), server.end_sessions_of, machine.process)
+        return seconds
+
+    def _cut_all(self, _: Machine, seconds: float) -> float:
+        """Have a middlebox forget all sessions; not everybody gets a new one at once."""
+        for one in self._world.machines:
+            if one.process.is_alive:
+                self._world.server.end_sessions_of(one.process)
+                one.process.cut_off(self._rng.uniform(0, min(seconds, 5)))
         return seconds
 
     @staticmethod

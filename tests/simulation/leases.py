@@ -164,6 +164,8 @@ class Line:
         self._locks: set[int] = set()
         self._was_open = False
         self._reopened_at_us: int | None = None
+        self.reopened_at_s: float | None = None
+        """The same by the world's clock, for the oracle."""
         self._retries = False
         self._lane = Lane(process)  # it is watched by a thread of its own
         process.adopt(self._lane)
@@ -205,6 +207,7 @@ class Line:
         self._server.lines[self._session] = self
         if self._was_open:
             self._reopened_at_us = self._process.monotonic_us()
+            self.reopened_at_s = self._process.loop.now_s
         self._was_open = True
         self._take()
 
@@ -243,7 +246,7 @@ class Line:
 def on_server(server: Any, process: Process, read: Any) -> Any:
     """Return PostgreSQL's leases for a process."""
     module: Any = copy_of("postgres")
-    line = Line(server, process)
+    line = server.line_of[process] = Line(server, process)
 
     def execute(_: Line, statement: Statement, *__: Any) -> Rows:
         return server.lease_rows(statement)

@@ -22,6 +22,7 @@ _LEASE_S = 10.0
 _TOLERANCE_S = 0.4  # of clocks that go at rates of their own, and of messages under way
 _FRESH_S = 8.0
 _LOOKS_APART_S = 1.0
+_STEADY_S = 5.0
 
 
 class Violation(AssertionError):
@@ -243,13 +244,19 @@ class Oracle:
         if owner is None or owner is process or not owner.is_alive or worker in self.tampered:
             return
         silent_s = self._loop.now_s - self.renewals[worker][-1]
-        if self.server.lost_lock_for(worker) >= _LOOKS_APART_S - _TOLERANCE_S:
+        if self.server.lost_lock_for(worker) >= _LOOKS_APART_S - _TOLERANCE_S and self._is_steady(process):
             return
         self.expect(
             silent_s > _LEASE_S - _TOLERANCE_S and self._may_judge(process),
             f"I1: {process} buried worker {worker[:6]} of {owner}, which renewed its lease {silent_s:.1f} s ago; "
             f"may it judge: {self._may_judge(process)}",
         )
+
+    def _is_steady(self, process: Process) -> bool:
+        """Whether it has not lost its own session lately, as whoever it thinks dead may have."""
+        line = self.server.line_of.get(process)
+        at_s = None if line is None else line.reopened_at_s
+        return at_s is None or self._loop.now_s - at_s >= _STEADY_S - _TOLERANCE_S
 
     def _may_judge(self, process: Process) -> bool:
         """Whether it has renewed a lease of its own without a gap for one lease."""

@@ -63,6 +63,7 @@ class Server:
         self.files = Files()
         self.sessions = Sessions(direct=direct)
         self.lines: dict[object, Any] = {}
+        self.line_of: dict[Process, Any] = {}
         self.witness: Witness | None = None
         self.is_down = False
         self.is_silent = False
