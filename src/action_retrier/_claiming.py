@@ -10,6 +10,7 @@ from ._incarnation import Incarnation
 from ._lanes import Lanes
 from ._maintenance import Maintenance
 from ._ops.claims import NextDue, claim_runs, next_due
+from ._pace import Pauses
 from ._registry import Registry
 from ._reporter import Reporter
 from ._statements import Row
@@ -20,8 +21,6 @@ from .drivers import Database
 POLL_S = 1.0
 """Polling is the truth; wake-ups only make it fast."""
 _UNWRITTEN = 10  # reports at least that may be waiting to be written when more is claimed
-_LOST_RACE_S = 0.002
-_LONGEST_RACE_S = 0.25  # what is due may not be ours to take: after an outage our own lease has to be renewed first
 
 
 class Claiming:
@@ -51,7 +50,7 @@ class Claiming:
         """Whether a claim is: what it brings is not known here yet."""
         self.count = 0
         """How many claims there have been."""
-        self._race_pause_s = _LOST_RACE_S
+        self._pauses = Pauses()
         self._lanes = Lanes()
         self._suspects_are_due = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
@@ -161,10 +160,9 @@ class Claiming:
     async def _claim_in_a_race(self, free: int) -> None:
         """Claim what was due a moment ago; if somebody else was faster, give him time before the next question."""
         if await self._claim(free):
-            self._race_pause_s = _LOST_RACE_S
+            self._pauses.end()
             return
-        await asyncio.sleep(self._race_pause_s)
-        self._race_pause_s = min(self._race_pause_s * 2, _LONGEST_RACE_S)
+        await asyncio.sleep(self._pauses.next_s())
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""

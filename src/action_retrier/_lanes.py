@@ -1,39 +1,13 @@
-"""Where a worker looks for due runs, and how often it may look everywhere."""
+"""Where a worker looks for due runs."""
 
 import json
 from collections.abc import Iterable
 
 from ._codec import loads
+from ._pace import Pace
 from ._statements import Row
 
-_FREE_S = 0.05
-_SHARE = 20  # what takes longer than that is done a twentieth of the time ...
-_LONGEST_REST_S = 5.0  # ... but not less often: it may have been slow for another reason
 _REMEMBERED = 100
-
-
-class Pace:
-    """How soon something may be repeated, by how long it takes: it must not be all that is done."""
-
-    def __init__(self) -> None:
-        self._rests_until_s = 0.0
-        self.last_s = float("-inf")
-        """When it was done last."""
-
-    def is_due(self, now_s: float) -> bool:
-        """Whether it may be done."""
-        return now_s >= self._rests_until_s
-
-    def rest_s(self, now_s: float) -> float:
-        """Return how long it may not be done yet."""
-        return max(0.0, self._rests_until_s - now_s)
-
-    def took(self, began_s: float, ended_s: float) -> None:
-        """Note that it was done."""
-        self.last_s = began_s
-        duration_s = ended_s - began_s
-        rest_s = 0.0 if duration_s < _FREE_S else duration_s * (_SHARE - 1)
-        self._rests_until_s = ended_s + min(rest_s, _LONGEST_REST_S)
 
 
 class Lanes:

@@ -10,6 +10,7 @@ from ._execution import Execution, Key
 from ._lifecycle import Attempted, Outcome, Reschedule, settle
 from ._ops.claims import Claimant, claim_callbacks
 from ._ops.reports import return_callbacks
+from ._pace import Pauses
 from ._statements import Row
 from ._suspects import Suspects
 from .config import logger
@@ -43,7 +44,10 @@ class Reporter:
         self._callback_wake = asyncio.Event()
         self._due = False
         self._claimed: list[tuple[Row, str]] = []  # callbacks, and as whom they were claimed
+        self._pauses = Pauses()
+        self._pause: asyncio.TimerHandle | None = None
         self._unwritten: dict[Key, Report] = {}
+        self._held: set[Key] = set()  # of these, those whose runs somebody's open transaction holds
         self._calling = 0
         self._stopping = False
 
@@ -84,8 +88,8 @@ class Reporter:
 
     @property
     def backlog(self) -> int:
-        """How many attempts have ended, and nobody knows it yet."""
-        return len(self._unwritten)
+        """How many attempts have ended, and nobody knows it yet, though nobody else's transaction is in the way."""
+        return len(self._unwritten) - len(self._held)
 
     def unwritten(self) -> set[Key]:
         """Return the attempts that have ended, and nobody knows it yet."""
@@ -102,9 +106,14 @@ class Reporter:
     def _written(self, reports: Sequence[Report], *, but: Sequence[Report]) -> None:
         """Forget reports, *but* those whose runs somebody's open transaction holds: they are tried again."""
         for report in reports:
-            if report not in but:
-                self._unwritten.pop((report.run_id, report.attempt), None)
+            key = report.run_id, report.attempt
+            if report in but:
+                self._held.add(key)
+            else:
+                self._held.discard(key)
+                self._unwritten.pop(key, None)
                 if report.losses:
+                    self._end_pause()
                     self.callbacks_are_due()  # such as its own
         if but:
             asyncio.get_running_loop().call_later(_BUSY_S, self._collect, but)
@@ -125,8 +134,8 @@ class Reporter:
         self._written(reports, but=busy)
 
     def callbacks_are_due(self) -> None:
-        """Have pending callbacks claimed and called."""
-        if not self._stopping:
+        """Have pending callbacks claimed and called, unless that has just been in vain."""
+        if not self._stopping and self._pause is None:
             self._due = True
             self._callback_wake.set()
 
@@ -148,24 +157,43 @@ class Reporter:
             self._calling += 1
             self._due = False
             try:
-                await self._call_due(claimant(), suspects)
+                has_called = await self._call_due(claimant(), suspects)
             except BaseException:
                 self._callback_wake.set()  # what has been claimed is ours until it is called
                 raise
             finally:
                 self._calling -= 1
+            if has_called:
+                self._pauses.end()
+            elif self._pause is None:
+                # What is due is not ours to call yet. Even a claim in vain is a commit, which wakes whoever asks.
+                self._pause = asyncio.get_running_loop().call_later(self._pauses.next_s(), self._end_pause)
+                return
         self._changed()
 
-    async def _call_due(self, claimant: Claimant, suspects: Suspects) -> None:
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+            self._changed()
+
+    async def _call_due(self, claimant: Claimant, suspects: Suspects) -> bool:
+        """Call what is due; tell whether there was anything that may be called now."""
+        if self._stopping:
+            await self._return_claimed()
+            return True
         if not self._claimed:
             rows = await self._database.write(lambda: claim_callbacks(claimant, _BATCH, max_losses=0))
             self._claimed = [(row, claimant.id) for row in rows]
+        has_called = False
         if len(self._claimed) >= _BATCH:
             self.callbacks_are_due()  # there may be more, and while all slots are taken nobody else asks for long
         if not any(row["callback_losses"] for row, _ in self._claimed):
+            has_called = bool(self._claimed)
             await self._call_claimed()
         if not self._stopping:
-            await self._call_suspect(claimant, suspects)
+            has_called = await self._call_suspect(claimant, suspects) or has_called
+        return has_called
 
     async def _call_claimed(self) -> None:
         """Call what has been claimed; what fails to be written stays claimed, and is called again."""
@@ -202,26 +230,28 @@ class Reporter:
             await self._database.write(lambda row=row, worker=worker: return_callbacks([row["id"]], worker))  # type: ignore[misc]
             self._claimed.pop(0)
 
-    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> None:
+    async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> bool:
         """Call one callback that may have cost a worker, if it may be called beside the suspects that execute."""
         if any(report.losses for report in self._unwritten.values()):
-            return  # a suspect's end that nobody knows yet would be lost with us; we look again when it is written
+            return (
+                False  # a suspect's end that nobody knows yet would be lost with us; we look again when it is written
+            )
         loop = asyncio.get_running_loop()
         allowance = suspects.allowance(loop.time())
         if not allowance and not self._claimed:
-            return
+            return False
         suspects.announce(_CALLBACK)
         try:
             if not self._claimed:  # else it is called again
                 rows = await self._database.write(lambda: claim_callbacks(claimant, 1, allowance))
                 self._claimed = [(row, claimant.id) for row in rows]
             if not self._claimed:
-                return
+                return False
             losses = self._claimed[0][0]["callback_losses"]
             # Asked again: a claim of runs that was under way may have brought a suspect.
             if losses > suspects.allowance(loop.time(), of=_CALLBACK):
                 await self._return_claimed()
-                return
+                return False
             suspects.start(_CALLBACK, losses, loop.time())
             await self._call_claimed()
         finally:
@@ -229,6 +259,7 @@ class Reporter:
         # Runs first: they are claimed while we look for the next one, which nobody else does while all slots are taken.
         self._changed()
         self.callbacks_are_due()
+        return True
 
     def stop(self) -> None:
         """Call nothing more that is not owed with an outcome."""

@@ -13,13 +13,13 @@ from ._contexts import StopReason
 from ._execution import STOP_GRACE_S, Execution, Executions, Key
 from ._ids import system_random
 from ._incarnation import Incarnation
-from ._lanes import Pace
 from ._lifecycle import Outcome
 from ._maintenance import Maintenance
 from ._mutations import Mutations
 from ._ops.claims import ANY_LOSSES, next_due
 from ._ops.reports import lost_attempts, store_progress
 from ._ops.workers import give_back, owned_by, recover_worker
+from ._pace import Pace
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
@@ -179,39 +179,55 @@ class Worker:
         self._executions.give_back_unbegun()
         self._reporter.stop()
         logger.info("worker %s stops; attempts under way: %d", self.id, len(self._executions))
+        try:
+            await self._let_end()
+        finally:  # whoever cancels this wants less patience, and no worker that holds what it does not execute
+            await self._close()
+
+    async def _let_end(self) -> None:
+        """Let what has begun end, or stop it, and what has ended be written."""
         timer = self._engine.clock.call_later(self._grace_us, self._hurried.set)
-        await self._wait_until(lambda: not self._executions and not self._claiming.is_under_way, or_when=self._hurried)
-        timer.cancel()
-        self._executions.stop_begun("shutting_down")
+        try:
+            await self._wait_until(
+                lambda: not self._executions and not self._claiming.is_under_way, or_when=self._hurried
+            )
+        finally:
+            timer.cancel()
+            self._executions.stop_begun("shutting_down")
         await _within(
             2 * STOP_GRACE_S, self._wait_until(lambda: not self._executions.live and not self._claiming.is_under_way)
         )
         await _within(_FLUSH_GRACE_S, self._wait_until(lambda: not self._reporter.is_busy))
-        await self._close()
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._claiming.close()
-        self._executions.close()
-        worker, signed_off = self.id, True
+        signed_off = False
         try:
-            # What could not be reported in time is settled like a dead worker's: nothing is left behind.
-            begun = self._executions.begun() | self._reporter.unwritten_begun()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            signed_off = await self._sign_off()
+        finally:  # canceled once more, even: a lease that is renewed without a worker would keep its runs for ever
+            self._claiming.close()
+            self._executions.close()
+            self._incarnation.end(signed_off=signed_off)
+            self._stopped = True
+            self._claiming.tell_of_the_end()
+        worker = self.id
+        if self._executions:
+            logger.warning("worker %s leaves %d attempts behind that do not react", worker, len(self._executions))
+        logger.info("worker %s has stopped", worker)
+
+    async def _sign_off(self) -> bool:
+        """Settle what could not be reported in time like a dead worker's, and remove the row; False: others have to."""
+        worker, begun = self.id, self._executions.begun() | self._reporter.unwritten_begun()
+        try:
             await self._database.write(
                 lambda: recover_worker(worker, self._engine.rng, begun), patience_s=_FLUSH_GRACE_S
             )
         except DatabaseUnavailable as error:
-            # Others will notice the free lease and recover what is left.
-            signed_off = False
             logger.warning("worker %s could not sign off: %s", worker, error.problem)
-        self._incarnation.end(signed_off=signed_off)
-        self._stopped = True
-        self._claiming.tell_of_the_end()
-        if self._executions:
-            logger.warning("worker %s leaves %d attempts behind that do not react", worker, len(self._executions))
-        logger.info("worker %s has stopped", worker)
+            return False
+        return True
 
     async def _forever(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
         """Repeat *body*; whatever it raises, the worker lives on."""

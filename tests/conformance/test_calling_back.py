@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from action_retrier import _pace
 from action_retrier._ops.claims import ANY_LOSSES, Claimant
 from action_retrier._ops.control import cancel_run
 from action_retrier._reporter import Reporter
@@ -22,6 +23,8 @@ class Caller:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.suspects = Suspects()
+        self.changed = asyncio.Event()
+        self.claims = 0
         self.during_call: Any = lambda: None
         self.during_claim: Any = lambda: None
         bench.callback(self._done)
@@ -31,7 +34,7 @@ class Caller:
             completion=bench.completion,
             clock=bench.store.clock,
             rng=Random(1),
-            changed=lambda: None,
+            changed=lambda: self.changed.set(),
         )
 
     def _done(self, ctx: Any, context: str) -> None:
@@ -62,6 +65,7 @@ class _Watched:
         self._database = database
 
     async def write(self, make: Any) -> Any:
+        self._caller.claims += 1
         result = await self._database.write(make)
         self._caller.during_claim()
         return result
@@ -121,6 +125,41 @@ async def test_a_suspect_that_could_not_be_called_is_called_again(
     await asyncio.wait_for(caller.reporter.call_back_once(lambda: caller.worker, caller.suspects), 30)
 
     assert (caller.state(run_id), caller.bench.notes) == (DONE, ["suspect"])
+
+
+async def test_a_worker_that_stops_gives_back_a_suspect_that_could_not_be_called(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is innocent of the worker's end, which comes in good order."""
+    run_id = caller.owe("suspect", losses=1)
+    await fail_to_write(caller, monkeypatch)
+    caller.reporter.stop()
+
+    await asyncio.wait_for(caller.reporter.call_back_once(lambda: caller.worker, caller.suspects), 30)
+
+    assert (caller.state(run_id), caller.bench.notes) == (GIVEN_BACK, [])
+    assert caller.bench.store.row(run_id)["callback_losses"] == 1
+    assert not caller.reporter.is_busy
+
+
+async def test_what_is_due_and_may_not_be_called_yet_is_not_asked_for_without_a_pause(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim in vain is a commit, which has somebody ask what is due, who is told of it again: that would not end."""
+    monkeypatch.setattr(_pace, "_FIRST_PAUSE_S", 0.01)
+    run_id = caller.owe("suspect", losses=1)
+    caller.suspects.start(("a run", 1), 2, 0.0)
+
+    await caller.call_back()
+    claims = caller.claims
+    caller.reporter.callbacks_are_due()
+
+    assert not caller.reporter.is_busy
+    assert not caller.changed.is_set()
+    await asyncio.wait_for(caller.changed.wait(), 30)  # whoever asks is told to, after the pause
+    caller.suspects.end(("a run", 1))
+    await caller.call_back()
+    assert (caller.claims > claims, caller.state(run_id)) == (True, DONE)
 
 
 async def test_a_suspect_that_could_not_be_called_is_given_back_once_another_executes(

@@ -62,6 +62,21 @@ def test_an_uncommitted_cancel_of_a_run_that_executes_delays_nobody(scene, progr
     assert scene.row(run_id)["state"] == ("canceled" if ends == "commit" else "succeeded")
 
 
+def test_uncommitted_cancels_of_all_that_executes_delay_nobody(scene, program, held):
+    """What has ended, and cannot be written, takes nobody's slot."""
+    with program.app.worker(concurrency=10):
+        run_ids = program.start([call("deaf") for _ in range(10)])
+        eventually(lambda: len(scene.lines("begin")) == 10)
+        for run_id in run_ids:
+            assert program.retrier.cancel(held, run_id)
+        scene.release()
+        eventually(lambda: len(scene.lines("end")) == 10)
+        take_their_course(scene, program.start([call("return") for _ in range(OTHERS)]))
+        held.commit()
+        scene.wait_until_complete(run_ids)
+    assert {scene.row(run_id)["state"] for run_id in run_ids} == {"canceled"}
+
+
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_an_uncommitted_idempotency_key_delays_only_who_uses_the_same(scene, program, held, ends):
     (mine,) = program.retrier.run_many(held, [call("return", idempotency_key="one")])

@@ -384,6 +384,39 @@ async def test_a_bug_of_ours_ends_no_worker(api, monkeypatch, caplog):
         assert await api.result(worker, await api.run(api.app, done.action)) == Success("done")
 
 
+@pytest.mark.parametrize("while_it", ["drains", "signs off"])
+async def test_a_worker_whose_stop_is_canceled_holds_nothing(async_api, gate, monkeypatch, while_it):
+    """Else its runs would be nobody's: it does not execute them, and its lease says that it lives."""
+    api, signs_off = async_api, asyncio.Event()
+
+    async def sign_off(_):
+        signs_off.set()
+        await asyncio.get_running_loop().create_future()
+
+    @api.app.action(name="wait")
+    async def wait(ctx: Any) -> int:
+        if ctx.attempt == 1:
+            await gate.wait_async()
+        return int(ctx.attempt)
+
+    run_id = await api.run(api.app, wait)
+    async with api.worker(grace_ms=600_000) as worker:
+        await gate.until_reached()
+        with monkeypatch.context() as patch:
+            if while_it == "signs off":
+                patch.setattr(_worker.Worker, "_sign_off", sign_off)
+                worker.itself.hurry()
+            stopping = asyncio.ensure_future(worker.itself.stop())
+            await (signs_off.wait() if while_it == "signs off" else asyncio.sleep(0))
+            stopping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+
+    async with api.worker():
+        await api.eventually(lambda: api.clock.advance(60_000) or _is(api, run_id, "succeeded"))
+    assert (await api.get(api.app, run_id)).result == Success(2)
+
+
 @DISK
 async def test_a_worker_that_cannot_sign_off_leaves_its_runs_to_others(api, full_disk, monkeypatch, caplog):
     """It ends all the same, and its lease with it: nobody waits for what it could not write."""

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from action_retrier._lanes import Lanes, Pace
+from action_retrier._lanes import Lanes
+from action_retrier._pace import Pace
 
 
 def lane(since: int, action: str = "charge", priority: int = 0) -> dict[str, Any]:
