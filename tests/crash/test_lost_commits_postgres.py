@@ -52,10 +52,12 @@ class Losses:
         kinds = [kind for kind, text in KINDS.items() if text in transaction]
         with self._lock:
             kind = min(kinds, key=lambda kind: self.count[kind], default=None)
-            if kind is None or self.count[kind] >= self._most or self._rng.random() > OFTEN:
-                return False
-            self.count[kind] += 1
-            return True
+            return kind is not None and self.count[kind] < self._most and self._rng.random() <= OFTEN
+
+    def happened(self, transaction):
+        """Count one, of what was lost least."""
+        kinds = [kind for kind, text in KINDS.items() if text in transaction]
+        self.count[min(kinds, key=lambda kind: self.count[kind])] += 1
 
     @property
     def are_enough(self):
@@ -96,7 +98,7 @@ def test_commits_that_get_lost_duplicate_nothing_and_lose_nothing(scene, proxy, 
     told = [Told() for _ in range(STARTERS)]
     begun_at = time.monotonic()
     proxy.loses_request = what == "request"
-    proxy.loses = losses
+    proxy.loses, proxy.on_loss = losses, losses.happened
     with program.app.worker():
         arguments = [(program, losses, begun_at + 200, one) for one in told]
         threads = [threading.Thread(target=use, args=given) for given in arguments]
@@ -113,7 +115,7 @@ def test_commits_that_get_lost_duplicate_nothing_and_lose_nothing(scene, proxy, 
     with capsys.disabled():
         counts = ", ".join(f"{losses.count[kind]} of a {kind}" for kind in KINDS)
         print(f"\nlost {what}s of COMMIT, seed {seed}: {counts}; {len(stories)} runs in {took_s:.0f} s")
-    assert proxy.lost == losses.count.total() == count
+    assert proxy.lost == losses.count.total() >= count
     assert len(stories) == len(scene.started) == len(set(scene.started)), "each start is there once"
     canceled = {run_id: answer for one in told for run_id, answer in one.canceled.items()}
     assert {stories[run_id].row["state"] for run_id in canceled} == {"canceled"}

@@ -18,7 +18,13 @@ from urllib.parse import urlsplit
 _SSL_REQUEST, _GSS_REQUEST = 80_877_103, 80_877_104
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 _CHUNK = 65_536
+_WRITES = re.compile(rb"\b(INSERT INTO|DELETE FROM|UPDATE\s+\S+(\s+AS\s+\S+)?\s+SET)\b", re.IGNORECASE)
 _CONTROL = re.compile(rb"\s*(BEGIN|COMMIT|ROLLBACK(?!\s+TO))\b", re.IGNORECASE)
+
+
+def writes(transaction: bytes) -> bool:
+    """Tell whether statements change what is stored, if they find it."""
+    return _WRITES.search(transaction) is not None
 
 
 class _Framer:
@@ -57,6 +63,9 @@ class _Link:
         self._prepared: dict[bytes, bytes] = {}
         self._said: list[bytes] = []
         """The texts of the statements since the last COMMIT."""
+        self._at_stake = b""
+        self._changed = 0
+        """How many rows have been written since the last BEGIN, or by what commits itself."""
         for pump in (self._pump_requests, self._pump_answers):
             threading.Thread(target=self._run, args=(pump,), daemon=True).start()
 
@@ -73,11 +82,13 @@ class _Link:
                 if not framer.typed and int.from_bytes(message[4:8]) in {_SSL_REQUEST, _GSS_REQUEST}:
                     self._client.sendall(b"N")
                     continue
-                if framer.typed and self._commits(message) and self._proxy.loses(self._take_said()):
-                    if self._proxy.loses_request:
-                        self._proxy.count_loss()
-                        return
-                    self._loses = True  # before the server can answer
+                if framer.typed and self._commits(message):
+                    self._at_stake = self._take_said()
+                    if self._proxy.loses(self._at_stake):
+                        if self._proxy.loses_request:
+                            self._count_loss()
+                            return
+                        self._loses = True  # before the server can answer
                 framer.typed = True
                 if not self._is_half_open:
                     self._proxy.pass_on(self._server, message)
@@ -101,6 +112,8 @@ class _Link:
         if control is not None:
             self._is_begun = control[1].upper() == b"BEGIN"
             return control[1].upper() == b"COMMIT"
+        if not self._is_begun:
+            self._changed = 0
         return not self._is_begun
 
     def _take_said(self) -> bytes:
@@ -111,11 +124,29 @@ class _Link:
         framer = _Framer(typed=True)
         while data := self._server.recv(_CHUNK):
             for message in framer.feed(data):
+                if message[:1] == b"C":
+                    self._note_done(message[5:-1])
                 if not self._loses:
                     self._proxy.pass_on(self._client, message)
-                elif message[:1] == b"Z":  # ready for the next query: it has committed
-                    self._proxy.count_loss()
+                elif message[:1] == b"Z":  # ready for the next query: it has committed, or failed
+                    self._count_loss()
                     return
+
+    def _note_done(self, tag: bytes) -> None:
+        """Take in what a statement has done, and to how many rows."""
+        verb, rows = tag.split()[0], tag.split()[-1]
+        if verb in {b"BEGIN", b"ROLLBACK"}:
+            self._changed = 0
+        elif verb in {b"INSERT", b"UPDATE", b"DELETE"} or (verb == b"SELECT" and _WRITES.search(self._last_said())):
+            self._changed += int(rows)
+
+    def _last_said(self) -> bytes:
+        return self._said[-1] if self._said else self._at_stake
+
+    def _count_loss(self) -> None:
+        """Count it, if there was something that could be in doubt."""
+        if self._changed:
+            self._proxy.count_loss(self._at_stake)
 
     def half_open(self) -> None:
         """Reset the connection on the server's side; the client is not told, and speaks to nobody."""
@@ -144,7 +175,8 @@ class Proxy:
         loses_request: Whether it is the COMMIT itself that gets lost, and not its answer.
         refuses: Whether new connections are closed at once.
         latency_s: How long each message takes.
-        lost: How many have been lost.
+        lost: How many have been lost that had written something.
+        on_loss: Told of each of those, with the texts of the statements.
         url: The URL that leads through it.
     """
 
@@ -157,6 +189,7 @@ class Proxy:
         self.refuses = False
         self.latency_s = 0.0
         self.lost = 0
+        self.on_loss: Callable[[bytes], None] = lambda _: None
         self._flows = threading.Event()
         self._flows.set()
         self._lock = threading.Lock()
@@ -188,10 +221,11 @@ class Proxy:
         self._flows.wait()
         to.sendall(message)
 
-    def count_loss(self) -> None:
-        """Note that a COMMIT, or its answer, has been lost."""
+    def count_loss(self, transaction: bytes) -> None:
+        """Note that the COMMIT of something written, or its answer, has been lost."""
         with self._lock:
             self.lost += 1
+            self.on_loss(transaction)
 
     def forget(self, link: _Link) -> None:
         """Note that a connection has ended."""
