@@ -12,9 +12,11 @@ from urllib.parse import quote
 import pytest
 
 from action_retrier._ids import new_worker_id
-from action_retrier._ops.claims import ANY_LOSSES, Claimant, claim_runs
+from action_retrier._ops.claims import ANY_LOSSES, Claimant, Claimed, claim_callbacks, claim_runs
+from action_retrier._ops.control import cancel_run
 from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import register_worker
+from action_retrier._statements import Op, Rows
 from action_retrier.drivers import Database, open_database
 from action_retrier.drivers.postgres import leases as module
 from action_retrier.drivers.postgres.leases import LEASE_US
@@ -39,7 +41,7 @@ class Process:
         self._store = store
         url = store.system.url + query
         self.database: Database = open_database(url, clock=store.clock, auto_migrate=True)
-        self.claimant = Claimant(new_worker_id(), NAMESPACE, '["charge"]', "[]")
+        self.claimant = Claimant(new_worker_id(), NAMESPACE, '["charge"]', '["done"]')
         self.database.open()
         self.database.leases.acquire(self.id)
         self.database.write_sync(lambda: register_worker(self.claimant, "a host", 1))
@@ -251,15 +253,22 @@ def test_a_renewal_that_finds_no_row_tells(store: Store, worker: Process) -> Non
 
 def test_a_worker_whose_lease_has_run_out_claims_nothing(store: Store, worker: Process) -> None:
     """It may have been recovered the next moment. It is not taken for dead by itself, either: its row is there."""
-    run_id = store.start()
+    run_id, suspect = store.start(), store.start()
+    store.system.overwrite(suspect, losses=1, failures=1)
+    owing = store.start(on_complete="done")
+    store.write(cancel_run, NAMESPACE, owing)
     worker.has_been_silent_for(LEASE_US)
 
-    claimed = worker.database.write_sync(lambda: claim_runs(worker.claimant, 1, ANY_LOSSES))
-    assert (claimed.runs, claimed.suspects, claimed.registered) == ([], [], True)
+    def claim() -> Op[tuple[Claimed, Rows]]:
+        claimed = yield from claim_runs(worker.claimant, 2, ANY_LOSSES)
+        return claimed, (yield from claim_callbacks(worker.claimant, 1, ANY_LOSSES))
+
+    claimed, callbacks = worker.database.write_sync(claim)
+    assert (claimed.runs, claimed.suspects, claimed.registered, callbacks) == ([], [], True, [])
 
     worker.renew()
-    claimed = worker.database.write_sync(lambda: claim_runs(worker.claimant, 1, ANY_LOSSES))
-    assert [row["id"] for row in claimed.runs] == [run_id]
+    claimed, callbacks = worker.database.write_sync(claim)
+    assert [row["id"] for row in [*claimed.suspects, *claimed.runs, *callbacks]] == [suspect, run_id, owing]
 
 
 def test_the_line_takes_the_lock_again_when_it_breaks(store: Store, worker: Process) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from action_retrier._lifecycle import Raised, Succeeded
 from action_retrier._maintenance import Maintenance
+from action_retrier._ops.claims import ANY_LOSSES, claim_callbacks
 from action_retrier._ops.control import cancel_run
 from action_retrier._ops.reports import finish_callback, postpone_callback
 from action_retrier._ops.starts import start_runs
@@ -197,6 +198,20 @@ def test_a_dead_workers_callback_is_called_again_later_and_counted(store: Store)
     assert f"WorkerLost: worker {dead.id}" in row["callback_error"]
     assert store.clock.now_us() < row["callback_due_at"] <= store.clock.now_us() + 375_000
     assert store.status(run_id) == Completed(Canceled())
+
+
+def test_the_callback_of_a_run_that_ended_by_its_workers_death_is_suspected(store: Store) -> None:
+    """I4, I8: what killed the worker may have been the run, and its callback has not been seen to do no harm."""
+    run_id = store.start(on_complete="done", max_failures=0)
+    dead = store.worker(mutations=("done",))
+    store.claim_one(dead)
+    store.lose(dead)
+    row = store.row(run_id)
+    assert (row["state"], row["callback_state"], row["callback_losses"]) == ("failed", "pending", 1)
+    heir = store.worker(mutations=("done",))
+
+    assert store.write(claim_callbacks, heir, 1, 0) == []
+    assert [row["id"] for row in store.write(claim_callbacks, heir, 1, ANY_LOSSES)] == [run_id]
 
 
 @pytest.mark.parametrize("deaths", [1, 5, 40])

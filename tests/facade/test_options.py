@@ -387,6 +387,25 @@ async def test_past_the_deadline_no_new_attempt_begins(api):
     assert broken.executions == 3
 
 
+async def test_a_failure_whose_retry_would_come_after_the_deadline_is_the_last(async_api, gate):
+    """It is counted from when the attempt ends, not from when it was claimed."""
+    api = async_api
+
+    @api.app.action(name="slow", deadline_ms=60_000, initial_backoff_ms=40_000, jitter=0)
+    async def slow() -> None:
+        await gate.wait_async()
+        raise ValueError("too late")
+
+    run_id = await api.run(api.app, slow)
+    async with api.worker() as worker:
+        await gate.until_reached()
+        api.clock.advance(30_000)
+        gate.open()
+        await worker.until_idle()
+        result = (await api.get(api.app, run_id)).result  # at once, with no time passing
+    assert (type(result), result.error_type) == (Failed, "ValueError")
+
+
 async def test_a_run_that_no_worker_took_before_its_deadline_fails(api):
     """... past it no new attempt begins, not even the first."""
     done = api.scripted("done")
