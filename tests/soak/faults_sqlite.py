@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from crash_database import SqliteDatabase
+from postgres_server import ends_with_us
 
 from .faults import Injector
 from .fleet import Fleet, Slot
@@ -58,9 +59,10 @@ class SqliteInjector(Injector):
         self._traces += 1
         output = self._folder / f"strace-{self._traces}.txt"
         calls = sorted({one.split(":")[0] for one in inject})
-        command = [str(STRACE), "--follow-forks", "-qq", "--output", str(output), "--attach", str(slot.process.pid)]
+        command = [*ends_with_us("TERM"), str(STRACE), "--follow-forks", "-qq", "--output", str(output), "--attach", str(slot.process.pid)]
         command += ["--trace", ",".join(calls), *(part for one in inject for part in ("--inject", one))]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL), output
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=quiet, stderr=quiet, start_new_session=True), output
 
     def _have_fail(self, fault: Fault, name: str, *inject: str) -> None:
         slot = self.worker(fault)
