@@ -52,7 +52,7 @@ properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STE
 	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
 
 # Whoever names a SEED names no SEEDS: the one is replayed, and nothing else is lived.
-simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100: so many; or SEED=7: that one again, step by step)
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100, or SEED=7 to replay one, not both)
 	$(BIN)/python -m tests.simulation $(if $(SEED),--replay '$(SEED)' $(if $(filter file,$(origin SEEDS)),,--seeds '$(SEEDS)'),--seeds '$(SEEDS)')
 
 storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand answers of PostgreSQL: half an hour
@@ -66,7 +66,7 @@ DURATION ?= 1h
 EVERY_WRITE ?= 1
 SOAK_ARGS ?=
 
-soak: $(VENV)/.dev ## Let everything go wrong for DURATION=1h, after ten minutes of crash points, and see that nothing is lost (DATABASE=postgres SEED=7 EVERY_WRITE=0 SOAK_ARGS="--help")
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, after ten minutes of crash points (EVERY_WRITE=0: none), and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7 SOAK_ARGS="--help")
 	$(BIN)/python -m tests.soak --database '$(SOAKED)' --duration '$(DURATION)' --every-write '$(EVERY_WRITE)' \
 		$(if $(SEED),--seed '$(SEED)') $(SOAK_ARGS)
 

@@ -134,7 +134,7 @@ class _Soak:
             self._try_crash_points()
         for kind in self._kinds:
             if self._interruption.is_wanted():
-                self.report.not_tried.append(kind)
+                self.report.not_tried.append(f"the soak of {kind}")
             else:
                 self._soak(kind)
         self.report.is_interrupted = self._interruption.is_wanted()

@@ -55,8 +55,8 @@ WORK = {
 """What is counted, and what that is for people."""
 RECOVERY_IS = (
     "How soon work went on. Recovery lasts from the fault until the execution begins that replaces the one it cut off. That"
-    " includes the lease, where only its end tells a death, and whatever else is broken at that time; there is no backoff"
-    " after a lost worker."
+    " includes the lease where only its end tells a death, the backoff of about 0.1 s at most that these runs have, and"
+    " whatever else is broken at that time."
 )
 _VERSIONS = {"sqlite": "SELECT sqlite_version() AS version", "postgres": "SHOW server_version"}
 SLOWEST = 10
