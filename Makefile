@@ -51,21 +51,24 @@ mutants: $(VENV)/.dev ## Plant bugs, and see that a test notices each: ten minut
 properties: $(VENV)/.dev ## Make Hypothesis's random steps on each database (STEPS=50000)
 	ACTION_RETRIER_TEST_STEPS=$(STEPS) $(BIN)/pytest -n 2 tests/properties/test_store.py $(TEST_ARGS)
 
-# SEED=123 replays one, and tells everything.
-simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100 SEED=7)
-	$(BIN)/python -m tests.simulation $(if $(SEED),--replay $(SEED),--seeds $(SEEDS))
+# Whoever names a SEED names no SEEDS: the one is replayed, and nothing else is lived.
+simulation: $(VENV)/.dev ## Live simulated histories of workers, clients and accidents (SEEDS=100, or SEED=7 to replay one, not both)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--replay '$(SEED)' $(if $(filter file,$(origin SEEDS)),,--seeds '$(SEEDS)'),--seeds '$(SEEDS)')
 
 storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand answers of PostgreSQL: half an hour
 	$(BIN)/pytest -m slow tests/crash/test_storm.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
 
-# Both databases, unless one is named.
+# Both databases, unless one is named. On SQLite each write of a run's life is a crash point first, for some ten minutes
+# on top of DURATION, unless EVERY_WRITE is 0. SOAK_ARGS="--help" lists what else there is.
 SOAKED := $(if $(filter file,$(origin DATABASE)),both,$(DATABASE))
 DURATION ?= 1h
+EVERY_WRITE ?= 1
 SOAK_ARGS ?=
 
-soak: $(VENV)/.dev ## Let everything go wrong for an hour, and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7)
-	$(BIN)/python -m tests.soak --database $(SOAKED) --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(SOAK_ARGS)
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, after ten minutes of crash points (EVERY_WRITE=0: none), and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7 SOAK_ARGS="--help")
+	$(BIN)/python -m tests.soak --database '$(SOAKED)' --duration '$(DURATION)' --every-write '$(EVERY_WRITE)' \
+		$(if $(SEED),--seed '$(SEED)') $(SOAK_ARGS)
 
 hosts: $(VENV)/.dev ## Lose hosts, links and primaries of PostgreSQL: minutes, and as root
 	$(BIN)/pytest -m slow tests/crash/test_hosts_postgres.py tests/crash/test_failover_postgres.py \

@@ -43,20 +43,26 @@ def retrier_database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def retrier_isolate(retrier_clock: ManualClock, request: pytest.FixtureRequest) -> Iterator[Isolate]:
+def retrier_isolate(retrier_clock: ManualClock, retrier_database: Address) -> Iterator[Isolate]:
     """
     ``retrier_isolate(app)``: has an App that is made at import work on `retrier_database`, by `retrier_clock`.
 
     It is open until the test ends, and then as it was before. ``retrier_isolate(app, "postgresql://...")`` takes
-    another database.
+    another database. Asked for the same again, by another fixture for one, it returns the app as it is.
     """
     from action_retrier.testing import isolated  # noqa: PLC0415 - only who asks for it pays for it
 
+    isolation: dict[App, tuple[Address, ManualClock]] = {}
     with contextlib.ExitStack() as stack:
 
         def isolate(app: App, database: Address | None = None, *, clock: ManualClock | None = None) -> App:
-            address = request.getfixturevalue("retrier_database") if database is None else database
-            stack.enter_context(isolated(app, address, clock=clock or retrier_clock))
-            return stack.enter_context(app)
+            asked = (retrier_database if database is None else database, clock or retrier_clock)
+            if app not in isolation:
+                stack.enter_context(isolated(app, asked[0], clock=asked[1]))
+                stack.enter_context(app)
+                isolation[app] = asked
+            elif isolation[app] != asked:
+                raise RuntimeError(f"{app!r} is isolated in this test already, with another database or clock")
+            return app
 
         yield isolate

@@ -64,7 +64,7 @@ TAMPERING = {
         ],
     ),
     "an end that was changed": (
-        "illegal",
+        "final",
         ["UPDATE action_retrier_runs SET state = 'failed', error_type = 'E', error = 'e'"],
     ),
     "a canceled run that went on": (
@@ -118,7 +118,7 @@ def test_a_run_whose_start_was_rolled_back_is_noticed(scene, run_id, teller):
     teller.intend(start, [run_id])
     teller.answer(start, "rolled back")
 
-    assert broken(scene) == {"illegal"}
+    assert broken(scene) == {"rolled back"}
 
 
 def test_a_batch_that_is_there_in_part_is_noticed(scene, run_id, teller):

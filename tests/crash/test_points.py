@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from crash_points import SQLITE
 from crash_processes import eventually
 from crash_program import call
 
@@ -436,7 +437,8 @@ def test_a_callback_that_nobody_knew_was_claimed_counts_once_when_its_worker_die
 
 def test_no_failpoint_is_left_out():
     """Each is named here, or in the module that is about SQLite."""
+    points = {*failpoints(), *(f"{step}.{moment}" for step in SQLITE for moment in ("before", "after"))}
     here = Path(__file__)
     text = here.read_text("utf-8") + here.with_name("test_points_sqlite.py").read_text("utf-8")
 
-    assert set(failpoints()) - set(re.findall(r'"(\w+\.\w+)"', text)) == set()
+    assert points - set(re.findall(r'"(\w+\.\w+)"', text)) == set()

@@ -38,8 +38,8 @@ def judge(evidence, duration_s, capsys):
     assert evidence.taken_for_dead == []
     for name, count in INJECTED[evidence.kind].items():
         assert evidence.injected[name] >= count, name
-    assert evidence.recoveries_s["SIGKILL"], "work that was cut off has begun again"
-    assert statistics.median(evidence.recoveries_s["SIGKILL"]) <= RECOVERED_S
+    assert evidence.recoveries_s["SIGKILL of a worker"], "work that was cut off has begun again"
+    assert statistics.median(evidence.recoveries_s["SIGKILL of a worker"]) <= RECOVERED_S
     if evidence.kind == "postgres":
         assert statistics.median(evidence.resumptions_s) <= RESUMED_S, (
             "work goes on when the server accepts connections"

@@ -33,4 +33,4 @@ def test_a_soak_behind_a_pooler_loses_nothing(scene, capsys):
     assert evidence.is_clean, evidence.table()
     assert evidence.taken_for_dead == []
     assert evidence.injected["SIGKILL of a worker"] >= 12
-    assert evidence.recoveries_s["SIGKILL"], "work that was cut off has begun again"
+    assert evidence.recoveries_s["SIGKILL of a worker"], "work that was cut off has begun again"

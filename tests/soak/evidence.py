@@ -4,6 +4,7 @@ import bisect
 import heapq
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,8 @@ from crash_told import read_told
 
 from .faults import Injector
 from .fleet import Fleet
-from .plan import CLIENTS, OWNERS, WORKERS
+from .names import CAME_OF_IT, NAMES, UNPLANNED, key, long
+from .plan import CLIENTS, OWNERS, WORKERS, Plan
 
 PROMISES = {
     "lost": "runs lost (I1)",
@@ -25,11 +27,38 @@ PROMISES = {
     "early": "attempts that began before they were due (I7)",
     "removed": "runs removed that retention keeps (I9)",
     "told": "histories of status, cancel and retry that no order explains",
-    "illegal": "other illegal states (I2, I3, I6)",
+    "final": "ends that changed (I3)",
+    "rolled back": "runs of transactions that were rolled back (I6)",
+    "illegal": "other illegal states (I1, I2)",
     "damage": "damage to the database",
     "left": "workers left behind",
 }
-KILLS = {"kill", "kill at a write"}
+WORK = {
+    "executions": "executions",
+    "lost_executions": "executions lost with their worker",
+    "refused_reports": "of these, had returned, then or later, which counts for nothing",
+    "most_losses_of_a_run": "most such losses of one run that kills nobody",
+    "taken_from_the_living": "executions taken from a worker that nothing had been done to",
+    "late_beginnings": "executions that began after their heirs, and counted for nothing",
+    "callbacks": "callbacks whose writes were committed",
+    "retries": "runs started afresh by retry",
+    "calls": "calls of clients",
+    "unanswered_calls": "calls that got no answer",
+    "judged_runs": "runs whose status, cancel and retry were judged",
+    "judged_calls": "calls judged",
+    "writers": "who writes the file: workers, clients, and connections of clients",
+    "reader_s": "seconds that somebody read for",
+    "wal_while_read_mib": "largest WAL meanwhile, MiB",
+    "wal_otherwise_mib": "largest WAL before and after, MiB",
+    "wal_small_again_after_s": "it was small again after, s",
+}
+"""What is counted, and what that is for people."""
+RECOVERY_IS = (
+    "How soon work went on. Recovery lasts from the fault until the execution begins that replaces the one it cut off. That"
+    " includes the lease where only its end tells a death, the backoff of about 0.1 s at most that these runs have, and"
+    " whatever else is broken at that time."
+)
+_VERSIONS = {"sqlite": "SELECT sqlite_version() AS version", "postgres": "SHOW server_version"}
 SLOWEST = 10
 """Of so many of the slowest recoveries it is told which they were."""
 
@@ -37,13 +66,41 @@ SLOWEST = 10
 class Evidence:
     """Collects it, a run at a time."""
 
-    def __init__(self, kind: str, seed: int, fleet: Fleet, injector: Injector, took_s: float) -> None:
+    def __init__(
+        self,
+        kind: str,
+        seed: int,
+        made: Plan,
+        fleet: Fleet,
+        injector: Injector,
+        *,
+        took_s: float,
+        stopped_s: float | None = None,
+    ) -> None:
+        """
+        Begin to collect.
+
+        Args:
+            kind: Of database.
+            seed: That made the plan.
+            made: The plan.
+            fleet: Of processes.
+            injector: Of faults.
+            took_s: How long all of it took.
+            stopped_s: After how long somebody stopped it, if anybody did.
+        """
         self.kind = kind
         self.seed = seed
         self.took_s = took_s
-        self.injected = Counter(injector.count)
-        self.injected["processes that a run or a callback killed"] = fleet.deaths_of_their_own
-        self.injected["processes that found no database when they began"] = fleet.starts_in_vain
+        self.requested_s = made.ends_s
+        self.stopped_s = stopped_s
+        self.database_version = ""
+        self._planned = Counter(fault.kind for _, fault in made.faults)
+        self._count = injector.count + Counter(
+            {"own death": fleet.deaths_of_their_own, "start in vain": fleet.starts_in_vain}
+        )
+        self._came_of_it = injector.came_of_it
+        self._cannot = {kind: why for kind, why in injector.cannot.items() if self._planned[kind]}
         self.unexpected = fleet.unexpected
         self.broken: list[tuple[str, Broken]] = []
         self.runs: Counter[str] = Counter()
@@ -92,10 +149,9 @@ class Evidence:
             self.taken_for_dead.append(run_id)
             return
         at, what = after[0] if after else between[-1]
-        what = "SIGKILL" if what in KILLS else what
         took_s = (again_at_us - at) / 1e6
-        self.recoveries_s[what].append(took_s)
-        heapq.heappush(self._slowest, (took_s, what, pid, run_id))
+        self.recoveries_s[NAMES[what]].append(took_s)
+        heapq.heappush(self._slowest, (took_s, NAMES[what], pid, run_id))
         if len(self._slowest) > SLOWEST:
             heapq.heappop(self._slowest)
 
@@ -109,13 +165,15 @@ class Evidence:
             if place < len(begun):
                 resumed_s = (begun[place] - outage.back_at_us) / 1e6
                 self.resumptions_s.append(resumed_s)
-                self._resumed_s[outage.kind].append(resumed_s)
+                self._resumed_s[NAMES[outage.kind]].append(resumed_s)
+        with scene.database.looking() as look:
+            self.database_version = look.value(_VERSIONS[scene.database.kind])
         told = read_told(scene.folder)
         self.figures |= {
-            "calls of clients": told.calls,
-            "calls that got no answer": told.unanswered,
-            "runs whose status, cancel and retry were judged": len(told.operations),
-            "calls judged": sum(map(len, told.operations.values())),
+            "calls": told.calls,
+            "unanswered_calls": told.unanswered,
+            "judged_runs": len(told.operations),
+            "judged_calls": sum(map(len, told.operations.values())),
         }
 
     @property
@@ -125,95 +183,183 @@ class Evidence:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was lost, and nothing went wrong that was not meant to."""
-        return not self.broken and not self.unexpected
+        """Whether nothing was lost, nothing went wrong that was not meant to, and all did that was."""
+        return not self.broken and not self.unexpected and not self.missing
 
     @property
-    def violations(self) -> dict[str, int]:
-        """How often each promise was broken."""
+    def injected(self) -> Counter[str]:
+        """How many faults there were, by what they are called."""
+        return Counter({NAMES[kind]: self._count[kind] for kind in self._kinds()})
+
+    @property
+    def missing(self) -> list[str]:
+        """Of which faults fewer were injected than planned, although they can be, and nobody stopped it."""
+        if self.stopped_s is not None:
+            return []
+        return [
+            f"{NAMES[kind]}: {self._count[kind]} of {planned}"
+            for kind, planned in self._planned.items()
+            if self._count[kind] < planned and kind not in self._cannot
+        ]
+
+    @property
+    def not_tried(self) -> list[str]:
+        """What was planned, and cannot be done here."""
+        whys: defaultdict[str, list[str]] = defaultdict(list)
+        for kind, why in self._cannot.items():
+            whys[why].append(NAMES[kind])
+        return [f"{', '.join(names)} ({why})" for why, names in whys.items()]
+
+    @property
+    def broken_promises(self) -> dict[str, int]:
+        """How often each promise was broken, by the rule."""
         counted = Counter(one.rule for _, one in self.broken)
-        return {name: counted[rule] for rule, name in PROMISES.items()}
+        return {key(rule): counted[rule] for rule in PROMISES}
+
+    @property
+    def broken_promises_in_words(self) -> dict[str, int]:
+        """The same for people."""
+        return {name: self.broken_promises[key(rule)] for rule, name in PROMISES.items()}
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it for programs."""
         return {
             "database": self.kind,
+            "database_version": self.database_version,
             "seed": self.seed,
+            "requested_duration_s": self.requested_s,
+            "stopped_after_s": None if self.stopped_s is None else round(self.stopped_s, 1),
             "took_s": round(self.took_s, 1),
+            "is_clean": self.is_clean,
             "runs": self.total,
             "states": dict(self.runs),
-            "injected": dict(self.injected),
-            "violations": self.violations,
+            "faults": {
+                key(kind): {
+                    "name": NAMES[kind],
+                    "planned": self._planned[kind],
+                    "injected": self._count[kind],
+                    **({key(CAME_OF_IT[kind]): self._came_of_it[kind]} if kind in CAME_OF_IT else {}),
+                }
+                for kind in self._kinds()
+            },
+            "not_tried": self.not_tried,
+            "injected_too_little": self.missing,
+            "broken_promises": self.broken_promises,
             "work": self._work(),
-            "times_s": {name: _times(times) for name, times in self._times().items()},
-            "broken": [[name, *one] for name, one in self.broken[:100]],
+            "times_s": {
+                "recovery": {key(name): _times(times) for name, times in sorted(self.recoveries_s.items())},
+                "server_away": {key(name): _times(times) for name, times in self._away_s().items()},
+                "next_execution_once_it_is_back": {key(name): _times(times) for name, times in self._resumed_s.items()},
+            },
+            "broken": [{"what": name, "rule": key(one.rule), "text": one.text} for name, one in self.broken[:100]],
             "unexpected": self.unexpected,
-            "slowest": sorted(self._slowest, reverse=True),
-            "taken for dead": self.taken_for_dead,
+            "slowest_recoveries": [
+                {"took_s": round(took_s, 3), "fault": key(name), "pid": pid, "run_id": run_id}
+                for took_s, name, pid, run_id in sorted(self._slowest, reverse=True)
+            ],
+            "taken_for_dead": self.taken_for_dead,
         }
 
+    def _kinds(self) -> list[str]:
+        """Return which faults there is something to tell of: those that were planned, and those that followed."""
+        return [kind for kind in NAMES if self._planned[kind] or self._count[kind]]
+
     def _work(self) -> dict[str, Any]:
+        """Return what has been counted, by its key in `WORK`."""
         work: dict[str, Any] = {
             "executions": self.executions,
-            "executions lost with their worker": self.lost_attempts,
-            "of these, had returned, then or later, which counts for nothing": self.refused,
-            "most such losses of one run that kills nobody": self.most_losses,
-            "executions taken from a worker that nothing had been done to": len(self.taken_for_dead),
-            "executions that began after their heirs, and counted for nothing": self.late,
+            "lost_executions": self.lost_attempts,
+            "refused_reports": self.refused,
+            "most_losses_of_a_run": self.most_losses,
+            "taken_from_the_living": len(self.taken_for_dead),
+            "late_beginnings": self.late,
             "callbacks": self.effects,
-            "runs started afresh by retry": self.retries,
+            "retries": self.retries,
             **self.figures,
         }
         if self.kind == "sqlite":
-            work["who writes the file: workers, clients, and connections of clients"] = WORKERS + CLIENTS + OWNERS
+            work["writers"] = WORKERS + CLIENTS + OWNERS
         if self._reader is not None and self._reader.read_s:
-            work["seconds that somebody read for"] = round(self._reader.read_s)
-            work["largest WAL meanwhile, MiB"] = round(self._reader.largest / 2**20)
-            work["largest WAL before and after, MiB"] = round(self._reader.otherwise / 2**20)
+            work["reader_s"] = round(self._reader.read_s)
+            work["wal_while_read_mib"] = round(self._reader.largest / 2**20)
+            work["wal_otherwise_mib"] = round(self._reader.otherwise / 2**20)
             shrunk = self._reader.shrunk_after_s
-            work["it was small again after, s"] = "never" if shrunk is None else round(shrunk, 1)
+            work["wal_small_again_after_s"] = None if shrunk is None else round(shrunk, 1)
         return work
 
-    def _times(self) -> dict[str, list[float]]:
-        """Return the measured times by what they are."""
-        times = {f"recovery after: {what}": found for what, found in sorted(self.recoveries_s.items())}
-        for kind, resumed_s in sorted(self._resumed_s.items()):
-            times[f"server away: {kind}"] = [outage.took_s for outage in self._outages if outage.kind == kind]
-            times[f"from then until the next execution, after {kind}"] = resumed_s
-        return times
+    def _away_s(self) -> dict[str, list[float]]:
+        away: defaultdict[str, list[float]] = defaultdict(list)
+        for outage in self._outages:
+            away[NAMES[outage.kind]].append(outage.took_s)
+        return away
 
     def table(self) -> str:
         """Return all of it for people, as Markdown."""
         states = ", ".join(f"{count:,} {state}" for state, count in self.runs.most_common())
+        title = f"### {self.kind}, seed {self.seed}"
+        if self.stopped_s is not None:
+            title += f", stopped after {long(self.stopped_s)} of {long(self.requested_s)}"
         lines = [
-            f"### {self.kind}, seed {self.seed}",
+            title,
             "",
-            f"{self.total:,} runs in {self.took_s:,.0f} s: {states}.",
+            f"{self.total:,} runs in {self.took_s:,.0f} s, with the time that the last of them took to end: {states}.",
             "",
-            *_table("injected", "times", self.injected.items()),
-            *_table("broken promises", "times", self.violations.items()),
-            *_table("work", "", self._work().items()),
+            "What was done to the processes, the database and the network, as planned by the seed. What has no plan followed"
+            " from it, or from what runs do.",
+            "",
+            "| fault | planned | injected | what came of it |",
+            "|---|---:|---:|---|",
+            *(self._fault_row(kind) for kind in self._kinds()),
+            "",
+            *(f"NOT tried: {one}.\n" for one in self.not_tried),
+            "How often a promise was broken, by any of these runs. I1 to I9 are told in docs/reliability.md.",
+            "",
+            *_table("broken promise", "times", self.broken_promises_in_words.items()),
+            "What workers and clients did meanwhile. An execution is one beginning of a run's action.",
+            "",
+            *_table("work", "", ((WORK[name], value) for name, value in self._work().items())),
+            RECOVERY_IS,
+            "",
             "| time, s | times | p50 | p95 | max |",
             "|---|---:|---:|---:|---:|",
+            *(_times_row(f"recovery after: {name}", times) for name, times in sorted(self.recoveries_s.items())),
         ]
-        for name, times in self._times().items():
-            if times:
-                found = _times(times)
-                lines.append(
-                    f"| {name} | {found['count']:,} | {found['p50']:.2f} | {found['p95']:.2f} | {found['max']:.2f} |"
-                )
+        for name, times in self._away_s().items():
+            lines.append(_times_row(f"server away: {name}", times))
+            lines.append(_times_row(f"from then until the next execution begins: {name}", self._resumed_s[name]))
+        lines += ["", *(f"- INJECTED TOO LITTLE: {one}" for one in self.missing)]
         lines += [f"- UNEXPECTED: {one}" for one in self.unexpected[:20]]
         lines += [f"- BROKEN: {name}: {one.rule}: {one.text}" for name, one in self.broken[:20]]
-        return "\n".join(lines)
+        return "\n".join(line for line in lines if line is not None).rstrip()
+
+    def _fault_row(self, kind: str) -> str:
+        planned = "–" if kind in UNPLANNED else f"{self._planned[kind]:,}"
+        came = f"{self._came_of_it[kind]:,} {CAME_OF_IT[kind]}" if kind in CAME_OF_IT else ""
+        if kind in self._cannot:
+            came = f"NOT tried: {self._cannot[kind]}"
+        return f"| {NAMES[kind]} | {planned} | {self._count[kind]:,} | {came} |"
 
 
-def _table(what: str, value: str, rows: Any) -> list[str]:
+def _table(what: str, value: str, rows: Iterable[tuple[str, Any]]) -> list[str]:
     return [
         f"| {what} | {value} |",
         "|---|---:|",
-        *(f"| {name} | {count:,} |" if isinstance(count, int) else f"| {name} | {count} |" for name, count in rows),
+        *(f"| {name} | {_shown(count)} |" for name, count in rows),
         "",
     ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "never"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _times_row(name: str, times_s: list[float]) -> str | None:
+    if not times_s:
+        return None
+    found = _times(times_s)
+    return f"| {name} | {found['count']:,} | {found['p50']:.2f} | {found['p95']:.2f} | {found['max']:.2f} |"
 
 
 def _times(times_s: list[float]) -> dict[str, float]:

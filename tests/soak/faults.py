@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from crash_database import CrashDatabase
 
-from .fleet import Fleet, Slot
+from .fleet import GIVE_UP_S, Fleet, Slot
 from .plan import Fault
 
 AGED = 50
@@ -38,9 +39,14 @@ class Injector:
         self.database = database
         self.lease_s = lease_s
         self.count: Counter[str] = Counter()
+        """How many faults of a kind have been injected; *came_of_it* counts as `names.CAME_OF_IT` says."""
+        self.came_of_it: Counter[str] = Counter()
+        self.cannot: dict[str, str] = {}
+        """Kinds that cannot be injected here, and why not."""
         self.outages: list[Outage] = []
         self._ends: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._users: list[threading.Thread] = []
 
     def prepare(self) -> None:
         """Create what it needs."""
@@ -67,7 +73,27 @@ class Injector:
             heapq.heappop(self._ends)[2]()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Wait for those who are at it, and let go of everything."""
+        for user in self._users:
+            user.join()
+
+    def _as_a_user(self, kind: str, do: Callable[[Any], None]) -> None:
+        """Have somebody do something on a connection of his own, again if the database fails him, and count it."""
+
+        def insist() -> None:
+            give_up_at = time.monotonic() + GIVE_UP_S
+            while time.monotonic() < give_up_at:
+                with (
+                    contextlib.suppress(*self.database.errors),
+                    contextlib.closing(self.database.connect(begins_itself=False)) as connection,
+                ):
+                    do(connection)
+                    self.count[kind] += 1
+                    return
+                self.fleet.pause()
+
+        self._users.append(threading.Thread(target=insist, daemon=True))
+        self._users[-1].start()
 
     def worker(self, fault: Fault) -> Slot | None:
         """Return the victim once the fleet is whole, but for what is being done to it."""
@@ -90,52 +116,47 @@ class Injector:
         slot = self.worker(fault)
         if slot is not None:
             self.fleet.kill(slot)
-            self.count["SIGKILL of a worker"] += 1
+            self.count[fault.kind] += 1
 
     def do_kill_a_client(self, fault: Fault) -> None:
         """SIGKILL of a client."""
         slot = self.wait_for(self.fleet.clients[fault.victim])
         if slot is not None:
             self.fleet.kill(slot)
-            self.count["SIGKILL of a client"] += 1
+            self.count[fault.kind] += 1
 
     def do_terminate(self, fault: Fault) -> None:
         """SIGTERM of a worker, which drains."""
         slot = self.worker(fault)
         if slot is not None:
-            self.fleet.injure(slot, "terminate")
+            self.fleet.injure(slot, fault.kind)
             slot.process.signal(signal.SIGTERM)
-            self.count["SIGTERM of a worker"] += 1
+            self.count[fault.kind] += 1
 
     def do_stop(self, fault: Fault) -> None:
         """SIGSTOP of a worker, past its lease."""
         slot = self.worker(fault)
         if slot is None:
             return
-        self.fleet.injure(slot, "stop")
+        self.fleet.injure(slot, fault.kind)
         slot.process.signal(signal.SIGSTOP)
         slot.is_held = True
 
         def go_on() -> None:
             slot.process.signal(signal.SIGCONT)
             slot.is_held = False
-            self.count["SIGSTOP of a worker, past its lease"] += 1
+            self.count[fault.kind] += 1
 
         self.later(1.5 * self.lease_s + 1, go_on)
 
     # Data.
 
-    def do_old_runs(self, _: Fault) -> None:
+    def do_old_runs(self, fault: Fault) -> None:
         """Have completed runs be older than what retention keeps."""
-        threading.Thread(target=self._age).start()
 
-    def _age(self) -> None:
-        begin, aged = self.database.begin, 0
-        with (
-            contextlib.suppress(*self.database.errors),
-            contextlib.closing(self.database.connect(begins_itself=False)) as connection,
-        ):
-            connection.execute(begin)
+        def age(connection: Any) -> None:
+            aged = 0
+            connection.execute(self.database.begin)
             rows = connection.execute(
                 self.database.sql(
                     "SELECT id FROM action_retrier_runs WHERE completed_at > ? AND callback_state IN ('none', 'done', 'pending')"
@@ -150,4 +171,6 @@ class Injector:
                 )
                 aged += connection.execute(self.database.sql(update), (_AGE_US, run_id, _AGE_US)).rowcount
             connection.execute("COMMIT")
-            self.count["runs made older than retention keeps"] += aged
+            self.came_of_it[fault.kind] += aged
+
+        self._as_a_user(fault.kind, age)

@@ -49,34 +49,34 @@ class PostgresInjector(Injector):
             for statement in statements:
                 connection.execute(statement)
 
-    def _through(self, fault: Fault, name: str) -> Proxy:
+    def _through(self, fault: Fault) -> Proxy:
         """Return the victim's network, having noted what is done to it."""
         if fault.victim < len(self._proxies) - 1:
             self.fleet.injure(self.fleet.workers[fault.victim], fault.kind)
-        self.count[name] += 1
+        self.count[fault.kind] += 1
         return self._proxies[fault.victim]
 
     # The server.
 
-    def _away(self, name: str, do: Callable[[], None], kind: str = "a crash or restart") -> None:
+    def _away(self, fault: Fault, do: Callable[[], None]) -> None:
         begun_at = time.monotonic()
         do()
-        self.outages.append(Outage(kind, time.monotonic() - begun_at, now_us()))
-        self.count[name] += 1
+        self.outages.append(Outage(fault.kind, time.monotonic() - begun_at, now_us()))
+        self.count[fault.kind] += 1
 
-    def do_crash(self, _: Fault) -> None:
+    def do_crash(self, fault: Fault) -> None:
         """One backend is killed, and the server crashes."""
-        self._away("crash of the server (SIGKILL of a backend)", self._server.crash)
+        self._away(fault, self._server.crash)
 
-    def do_restart(self, _: Fault) -> None:
+    def do_restart(self, fault: Fault) -> None:
         """Stopped and started as its operators do."""
-        self._away("restart of the server, fast", self._server.restart)
+        self._away(fault, self._server.restart)
 
-    def do_stop_at_once(self, _: Fault) -> None:
+    def do_stop_at_once(self, fault: Fault) -> None:
         """Stopped without a goodbye, and started."""
-        self._away("restart of the server, immediate", lambda: self._server.restart(at_once=True))
+        self._away(fault, lambda: self._server.restart(at_once=True))
 
-    def do_outage(self, _: Fault) -> None:
+    def do_outage(self, fault: Fault) -> None:
         """Stopped, and started only when every lease has run out: whoever has lived through it is not dead."""
 
         def be_away() -> None:
@@ -86,34 +86,34 @@ class PostgresInjector(Injector):
                 self.fleet.pause()
             self._server.start()
 
-        self._away("outage of the server, longer than every lease", be_away, "an outage longer than every lease")
+        self._away(fault, be_away)
 
-    def do_end_sessions(self, _: Fault) -> None:
+    def do_end_sessions(self, fault: Fault) -> None:
         """Each session is ended by an administrator."""
         self._execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
-        self.count["all sessions ended (pg_terminate_backend)"] += 1
+        self.count[fault.kind] += 1
 
-    def do_read_only(self, _: Fault) -> None:
+    def do_read_only(self, fault: Fault) -> None:
         """Nobody may write for a while."""
         reload = "SELECT pg_reload_conf()"
         self._execute("ALTER SYSTEM SET default_transaction_read_only = on", reload)
-        self.count["period in which the server is read only"] += 1
+        self.count[fault.kind] += 1
         self.later(READ_ONLY_S, lambda: self._execute("ALTER SYSTEM RESET default_transaction_read_only", reload))
 
     # The network.
 
     def do_lose_answers(self, fault: Fault) -> None:
         """COMMITs happen, and nobody is told."""
-        self._lose(fault, "COMMIT whose answer was dropped", loses_request=False)
+        self._lose(fault, loses_request=False)
 
     def do_lose_commits(self, fault: Fault) -> None:
         """COMMITs do not arrive."""
-        self._lose(fault, "COMMIT that was dropped itself", loses_request=True)
+        self._lose(fault, loses_request=True)
 
-    def _lose(self, fault: Fault, name: str, *, loses_request: bool) -> None:
+    def _lose(self, fault: Fault, *, loses_request: bool) -> None:
         proxy = self._proxies[fault.victim]
         self._end_losing.pop(proxy, lambda: None)()
         before = proxy.lost
@@ -121,7 +121,8 @@ class PostgresInjector(Injector):
 
         def end() -> None:
             proxy.loses = lambda _: False
-            self.count[name] += proxy.lost - before
+            self.count[fault.kind] += 1
+            self.came_of_it[fault.kind] += proxy.lost - before
 
         def end_once() -> None:
             if self._end_losing.get(proxy) is end:
@@ -132,13 +133,13 @@ class PostgresInjector(Injector):
 
     def do_partition(self, fault: Fault) -> None:
         """Nothing gets through to a worker, or from it, for longer than its lease; nobody is told."""
-        proxy = self._through(fault, "partition, longer than the lease")
+        proxy = self._through(fault)
         proxy.swallow()
         self.later(1.5 * self.lease_s + 1, proxy.flow)
 
     def do_delay(self, fault: Fault) -> None:
         """Each message takes its time."""
-        proxy = self._through(fault, "slow network")
+        proxy = self._through(fault)
         proxy.latency_s = LATENCY_S
 
         def end() -> None:
@@ -148,17 +149,17 @@ class PostgresInjector(Injector):
 
     def do_cut(self, fault: Fault) -> None:
         """All connections of a worker are reset."""
-        self._through(fault, "connections cut").cut()
+        self._through(fault).cut()
 
     def do_half_open(self, fault: Fault) -> None:
         """The server's ends of all connections are gone, and the worker does not hear of it."""
-        proxy = self._through(fault, "connections half-opened")
+        proxy = self._through(fault)
         proxy.half_open()
         self.later(HALF_OPEN_S, proxy.cut)
 
     def do_refuse(self, fault: Fault) -> None:
         """No connection is accepted for a while."""
-        proxy = self._through(fault, "connections refused for a while")
+        proxy = self._through(fault)
         proxy.refuses = True
         proxy.cut()
 
@@ -169,5 +170,6 @@ class PostgresInjector(Injector):
 
     def close(self) -> None:
         """Undo what a crash may have left."""
+        super().close()
         with contextlib.suppress(psycopg.Error):
             self._execute("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")

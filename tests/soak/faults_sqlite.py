@@ -8,8 +8,10 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from crash_database import SqliteDatabase
+from postgres_server import ends_with_us
 
 from .faults import Injector
 from .fleet import Fleet, Slot
@@ -20,6 +22,7 @@ ATTACHED_S = 0.5
 ERROR_S = 1.5
 LOCKED_S = 2.0
 DIES_WITHIN_S = 10.0
+TRACED = ("disk full", "I/O error", "kill at a write")
 READER_SHARE = 3
 """One that reads does so for a third of the soak."""
 SHRUNK_BYTES = 8 * 1024 * 1024
@@ -53,20 +56,32 @@ class SqliteInjector(Injector):
         self._traces = 0
         self._wal = Path(f"{database.path}-wal")
         self.reader = Reader(database)
+        if not may_trace():
+            self.cannot = dict.fromkeys(TRACED, "no strace that may attach itself")
 
     def _trace(self, slot: Slot, *inject: str) -> "tuple[subprocess.Popen[bytes], Path]":
         self._traces += 1
         output = self._folder / f"strace-{self._traces}.txt"
         calls = sorted({one.split(":")[0] for one in inject})
-        command = [str(STRACE), "--follow-forks", "-qq", "--output", str(output), "--attach", str(slot.process.pid)]
+        command = [
+            *ends_with_us("TERM"),
+            str(STRACE),
+            "--follow-forks",
+            "-qq",
+            "--output",
+            str(output),
+            "--attach",
+            str(slot.process.pid),
+        ]
         command += ["--trace", ",".join(calls), *(part for one in inject for part in ("--inject", one))]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL), output
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=quiet, stderr=quiet, start_new_session=True), output
 
-    def _have_fail(self, fault: Fault, name: str, *inject: str) -> None:
+    def _have_fail(self, fault: Fault, *inject: str) -> None:
         slot = self.worker(fault)
         if slot is None or not may_trace():
             return
-        self.fleet.injure(slot, name)
+        self.fleet.injure(slot, fault.kind)
         trace, output = self._trace(slot, *inject)
 
         def end() -> None:
@@ -74,21 +89,19 @@ class SqliteInjector(Injector):
             trace.wait()
             failed = output.read_text("utf-8", "replace").count("(INJECTED)") if output.exists() else 0
             output.unlink(missing_ok=True)
-            self.count[f"{name}: times"] += 1
-            self.count[f"{name}: system calls that failed"] += failed
+            self.count[fault.kind] += 1
+            self.came_of_it[fault.kind] += failed
 
         self.later(ERROR_S, end)
 
     def do_disk_full(self, fault: Fault) -> None:
         """No write of a worker finds space."""
-        self._have_fail(fault, "disk full (ENOSPC)", "pwrite64:error=ENOSPC")
+        self._have_fail(fault, "pwrite64:error=ENOSPC")
 
     def do_IO_error(self, fault: Fault) -> None:  # noqa: N802 - named after the fault
         """Some of the writes, and of the fsyncs, of a worker fail."""
         first = fault.amount % 7 + 1
-        self._have_fail(
-            fault, "I/O error (EIO)", f"pwrite64:error=EIO:when={first}+{first}", f"fdatasync:error=EIO:when={first}+2"
-        )
+        self._have_fail(fault, f"pwrite64:error=EIO:when={first}+{first}", f"fdatasync:error=EIO:when={first}+2")
 
     def do_kill_at_a_write(self, fault: Fault) -> None:
         """SIGKILL of a worker in the middle of what it writes."""
@@ -98,7 +111,7 @@ class SqliteInjector(Injector):
         process = slot.process
         trace, output = self._trace(slot, f"pwrite64:signal=KILL:when={fault.amount}")
         give_up_at = time.monotonic() + DIES_WITHIN_S
-        self.fleet.injure(slot, "kill at a write")
+        self.fleet.injure(slot, fault.kind)
         while process.is_running and time.monotonic() < give_up_at:
             self.tick()  # else whoever was stopped with the write lock in his hands would stay so
             self.fleet.pause()
@@ -106,23 +119,20 @@ class SqliteInjector(Injector):
             trace.terminate()
             self.fleet.kill(slot)
         else:
-            self.count["SIGKILL of a worker, at a write"] += 1
+            self.came_of_it[fault.kind] += 1
+        self.count[fault.kind] += 1
         trace.wait()
         output.unlink(missing_ok=True)
 
-    def do_write_lock(self, _: Fault) -> None:
+    def do_write_lock(self, fault: Fault) -> None:
         """Somebody else writes, and takes his time."""
-        threading.Thread(target=self._hold_lock).start()
-        self.count["write lock held by somebody else"] += 1
 
-    def _hold_lock(self) -> None:
-        with (
-            contextlib.suppress(*self.database.errors),
-            contextlib.closing(self.database.connect(begins_itself=False)) as connection,
-        ):
+        def hold(connection: Any) -> None:
             connection.execute("BEGIN IMMEDIATE")
             threading.Event().wait(LOCKED_S)
             connection.execute("ROLLBACK")
+
+        self._as_a_user(fault.kind, hold)
 
     def tick(self) -> None:
         """Look at the WAL as well."""
@@ -132,6 +142,7 @@ class SqliteInjector(Injector):
 
     def close(self) -> None:
         """Stop reading."""
+        super().close()
         self.reader.end()
 
 

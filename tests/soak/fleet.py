@@ -74,7 +74,7 @@ class Fleet:
         code = process.wait()
         is_ours = any(what in {"kill", "kill at a write", "terminate"} for _, what in self.injuries[process.pid])
         if not is_ours and code not in {0, 1} and slot in self.workers:
-            self.injuries[process.pid].append((now_us(), "death of its own"))
+            self.injuries[process.pid].append((now_us(), "own death"))
             self.deaths_of_their_own += 1
         if code == 1 and _NO_DATABASE in process.log.read_text("utf-8", "replace")[-1000:]:
             self.starts_in_vain += 1

@@ -33,6 +33,7 @@ PROGRESS_EVERY_S = 10.0
 LEAST_PAUSE = 0.7
 """Between two faults, of what it is by the plan."""
 Say = Callable[[str], None]
+IsStopped = Callable[[], bool]
 MakeInjector = Callable[[Fleet, float], Injector]
 
 
@@ -54,6 +55,8 @@ class Storm:
         self._rate = rate
         self.lease_s = LEASE_S
         self.began_at = 0.0
+        self.stopped_s: float | None = None
+        """After how long somebody stopped it, if anybody did."""
 
     # Processes.
 
@@ -83,14 +86,14 @@ class Storm:
 
     # The course of it.
 
-    def run(self, injector: Injector, say: Say) -> None:
-        """Inject what is planned, when it is due."""
+    def run(self, injector: Injector, say: Say, is_stopped: IsStopped) -> None:
+        """Inject what is planned, when it is due, until somebody stops it."""
         self.began_at = time.monotonic()
         say_at = self.began_at
         faults = list(self.plan.faults)
         long_leases_from_s = self.plan.long_leases_from_s
         least_s, not_before_s = self.plan.ends_s / len(faults) * LEAST_PAUSE, 0.0
-        while faults or self._elapsed < self.plan.ends_s:
+        while (faults or self._elapsed < self.plan.ends_s) and not is_stopped():
             self.fleet.supervise()
             injector.tick()
             self._see_to_reader(injector)
@@ -106,6 +109,8 @@ class Storm:
                 say(self._progress(len(faults)))
             else:
                 self.fleet.pause()
+        if is_stopped():
+            self.stopped_s = self._elapsed
         injector.end_all()
 
     @property
@@ -188,7 +193,20 @@ def _place(kind: str, folder: Path) -> Iterator[tuple[CrashDatabase, MakeInjecto
             proxy.close()
 
 
-def soak(kind: str, folder: Path, *, seed: int, duration_s: float, rate: float = RATE, say: Say = print) -> Evidence:
+def _never() -> bool:
+    return False
+
+
+def soak(
+    kind: str,
+    folder: Path,
+    *,
+    seed: int,
+    duration_s: float,
+    rate: float = RATE,
+    say: Say = print,
+    is_stopped: IsStopped = _never,
+) -> Evidence:
     """
     Run a soak, and return what it shows.
 
@@ -199,11 +217,15 @@ def soak(kind: str, folder: Path, *, seed: int, duration_s: float, rate: float =
         duration_s: For how long runs are started and faults injected; all of it takes longer.
         rate: How many runs are started in a second, if the machine can.
         say: Told of the progress.
+        is_stopped: Whether it is to come to an end before its time.
     """
     with _place(kind, folder) as (database, make_injector, urls):
         scene = Scene(folder, database)
         try:
-            return soak_at(scene, kind, make_injector, urls, seed=seed, duration_s=duration_s, rate=rate, say=say)
+            return soak_at(
+                scene, kind, make_injector, urls,
+                seed=seed, duration_s=duration_s, rate=rate, say=say, is_stopped=is_stopped,
+            )  # fmt: skip
         finally:
             scene.close()
 
@@ -218,6 +240,7 @@ def soak_at(
     duration_s: float,
     rate: float = RATE,
     say: Say = print,
+    is_stopped: IsStopped = _never,
 ) -> Evidence:
     """Run a soak where it is to take place; args as for `soak` and `Storm`."""
     storm = Storm(scene, seed, plan(kind, seed, duration_s), rate, urls)
@@ -225,12 +248,12 @@ def soak_at(
     scene.prepare()
     injector.prepare()
     storm.start()
-    storm.run(injector, say)
+    storm.run(injector, say, is_stopped)
     injector.close()
     storm.drain(injector, say)
     took_s = time.monotonic() - storm.began_at
     say(f"{took_s:6.0f} s  all has ended; the oracle is asked")
-    evidence = Evidence(kind, seed, storm.fleet, injector, took_s)
+    evidence = Evidence(kind, seed, storm.plan, storm.fleet, injector, took_s=took_s, stopped_s=storm.stopped_s)
     evidence.broken += examine(scene.database, scene.folder, see=evidence.see)
     evidence.finish(scene)
     return evidence

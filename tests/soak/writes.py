@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crash_database import SqliteDatabase
 from crash_life import CUT_OFF, TOO_FEW
@@ -31,6 +33,8 @@ ENDINGS = [
 """System calls, and what happens at one."""
 LIVES = [("open", "seldom"), ("live", "seldom"), ("live", "always")]
 """A database is opened for the first time; a run lives, without and with checkpoints all the time."""
+GROUPS = len(LIVES) * len(ENDINGS)
+PROGRESS_EVERY_S = 10.0
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 
@@ -42,26 +46,64 @@ class Enumeration:
     Attributes:
         points: How many crash points there were, by life, checkpoints, system call and ending.
         failed: What was wrong, and where.
+        failed_at: How often that was, by system call and ending.
+        groups: How many of `GROUPS` it has gone through.
+        took_s: How long it took.
     """
 
     points: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    failed_at: Counter[tuple[str, str]] = field(default_factory=Counter)
+    groups: int = 0
+    took_s: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody stopped it."""
+        return self.groups == GROUPS
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "points": self.points.total(),
+            "failed": len(self.failed),
+            "groups": self.groups,
+            "planned_groups": GROUPS,
+            "took_s": round(self.took_s, 1),
+            "by_system_call": [
+                {"system_call": call, "ending": how, "points": points, "failed": self.failed_at[call, how]}
+                for (call, how), points in self._by_call.items()
+            ],
+            "failures": self.failed[:100],
+        }
+
+    @property
+    def _by_call(self) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
+        for (_, _, call, how), count in self.points.items():
+            found[call, how] += count
+        return Counter({ending: found[ending] for ending in ENDINGS if found[ending]})
 
     def table(self) -> str:
         """Return it for people, as Markdown."""
-        names = {"open": "a new database is opened", "live": "a run's life"}
+        title = "### sqlite, crash points"
+        if not self.is_whole:
+            title += f", stopped after {self.groups} of {GROUPS} groups"
         lines = [
-            f"{self.points.total():,} crash points, each write and fsync of a run's life on SQLite among them;"
-            f" {len(self.failed)} failed.",
+            title,
             "",
-            "| in | at every | it | points |",
-            "|---|---|---|---:|",
+            f"{self.points.total():,} crash points in {self.took_s:,.0f} s, {len(self.failed)} failed: at each of the system"
+            " calls by which a new database is opened, and by which a run lives, without and with a checkpoint after each"
+            " commit, the process dies or the call fails; a fresh worker ends what is left, and the oracle looks at it.",
+            "",
+            "| system call | what happens at it | points | failed |",
+            "|---|---|---:|---:|",
         ]
-        for (order, checkpoints, call, how), count in self.points.items():
-            what = names[order] + (", with a checkpoint after each commit" if checkpoints == "always" else "")
-            does = {"kill": "kills the process", "torn": "kills the process half-way"}.get(how, f"fails ({how})")
-            lines.append(f"| {what} | {call} | {does} | {count} |")
-        return "\n".join([*lines, *(f"- FAILED: {one}" for one in self.failed[:20])])
+        for (call, how), count in self._by_call.items():
+            does = {"kill": "the process dies (SIGKILL)", "torn": "the process dies half-way through it"}
+            what = does.get(how, f"it fails ({how})")
+            lines.append(f"| {call} | {what} | {count:,} | {self.failed_at[call, how]:,} |")
+        return "\n".join([*lines, "", *(f"- FAILED: {one}" for one in self.failed[:20])]).rstrip()
 
 
 def build(folder: Path) -> Path:
@@ -91,8 +133,34 @@ class _Lives:
         return int(self._process.wait_for("ended", count=self._ended, within_s=ENDS_WITHIN_S))
 
 
+class _Progress:
+    """Tells of it now and then."""
+
+    def __init__(self, found: Enumeration, say: Callable[[str], None]) -> None:
+        self._found = found
+        self._say = say
+        self.began_at = self._said_at = time.monotonic()
+
+    def tell(self, *, is_due: bool) -> None:
+        """Say how far it has got, if that is due or has not been said for a while."""
+        now = time.monotonic()
+        if not is_due and now < self._said_at + PROGRESS_EVERY_S:
+            return
+        self._said_at = now
+        found, took_s = self._found, int(now - self.began_at)
+        self._say(
+            f"{found.groups:4} of {GROUPS} groups, {found.points.total():5,} points, {len(found.failed)} failed;"
+            f" {took_s // 60}:{took_s % 60:02} elapsed"
+        )
+
+
 def every_write(
-    folder: Path, *, every: int = 1, first: int = 1, say: Callable[[str], None] = lambda _: None
+    folder: Path,
+    *,
+    every: int = 1,
+    first: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Enumeration:
     """
     Go through all of them.
@@ -101,8 +169,11 @@ def every_write(
         folder: An empty one.
         every: Of N only each so-many-th is tried, from *first* on: for those who are in a hurry.
         say: Told of the progress.
+        is_stopped: Whether to try no more points.
     """
+    is_ended = threading.Event()
     found = Enumeration()
+    progress = _Progress(found, say)
     lock = threading.Lock()
     library = build(folder)
     template = folder / "template"
@@ -122,6 +193,8 @@ def every_write(
                 return
             (order, checkpoints), (call, how) = kind
             for nth in itertools.count(first, every):
+                if is_ended.is_set() or is_stopped():
+                    return
                 problem, is_over = _try(one, folder / f"life-{number}", template, order, call, how, nth, checkpoints)
                 if is_over:
                     break
@@ -129,16 +202,20 @@ def every_write(
                     found.points[order, checkpoints, call, how] += 1
                     if problem:
                         found.failed.append(problem)
-            say(
-                f"{order}, checkpoints {checkpoints}: {call} {how}: {found.points[order, checkpoints, call, how]} points"
-            )
+                        found.failed_at[call, how] += 1
+                    progress.tell(is_due=False)
+            with lock:
+                found.groups += 1
+                progress.tell(is_due=found.points[order, checkpoints, call, how] > 0)
 
-    try:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
             for future in [pool.submit(enumerate_kinds, one, number) for number, one in enumerate(lives)]:
                 future.result()
-    finally:
-        processes.close()
+        finally:
+            is_ended.set()
+            processes.close()
+    found.took_s = time.monotonic() - progress.began_at
     return found
 
 

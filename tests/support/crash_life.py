@@ -31,6 +31,7 @@ T = TypeVar("T")
 KEY = "life"
 TAG = "life"
 WITHIN_S = 40
+_PR_SET_PDEATHSIG = 1
 CUT_OFF, TOO_FEW = 10, 11
 """Exit codes of a life that has ended: something failed in it, or there were fewer than N calls."""
 
@@ -122,6 +123,7 @@ def judge(folder: Path) -> None:
 
 def in_child(order: str, folder: Path, arguments: list[str]) -> int:
     """Do what an order says; return the exit code."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.chdir(folder)
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)

@@ -41,9 +41,6 @@ def _is_last(moment: str) -> bool:
 
 
 WHY_NOT: dict[str, Callable[[Step, str, Fault], bool]] = {
-    "a detail of the driver's, where nothing goes wrong but with the process: test_points_sqlite.py kills it": (
-        lambda step, _moment, _fault: bool(step.only)
-    ),
     "between an action and its report is the worker's own code: no connection can be lost there": (
         lambda step, _moment, fault: step.name == "action" and fault in {"raise", "done-then-error"}
     ),

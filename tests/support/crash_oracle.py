@@ -140,7 +140,7 @@ def examine(
         see(run_id, story)
         broken = [*broken_rules(story, complete=complete)]
         if run_id in told.rolled_back:
-            broken.append(Broken("illegal", "I6: its start was rolled back"))
+            broken.append(Broken("rolled back", "I6: its start was rolled back"))
         there[_tag(story)] += 1
         broken += _keys(run_id, story, told)
         operations = [_dated(one, clocks_apart_us) for one in told.operations.pop(run_id, [])]
@@ -180,7 +180,8 @@ def _batches(told: Told, there: Counter[str]) -> Iterator[tuple[str, Broken]]:
         allowed = {"started": {batch.count}, "rolled back": {0}}.get(batch.fate, {0, batch.count})
         if there[tag] not in allowed:
             text = f"I1, I6: {there[tag]} of {batch.count} runs are there, and its fate was told as {batch.fate}"
-            yield tag, Broken("lost" if there[tag] < batch.count else "illegal", text)
+            rule = "lost" if there[tag] < batch.count else "illegal"
+            yield tag, Broken("rolled back" if batch.fate == "rolled back" else rule, text)
 
 
 def _steps(story: Story) -> Iterator[Step]:

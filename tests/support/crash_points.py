@@ -1,7 +1,8 @@
 """
 The named points at which a process of the crash tests dies, by SIGKILL, or stops, by SIGSTOP.
 
-Those of the library are `action_retrier.testing.failpoints`; a few more are in the functions of the program itself.
+Those of the library are `action_retrier.testing.failpoints`. A few more are in the functions of the program itself, and
+in details of SQLite's driver, where nothing goes wrong but with the process.
 """
 
 import os
@@ -11,11 +12,17 @@ from typing import Any
 from action_retrier import App, DatabaseUnavailable
 from action_retrier.drivers.sqlite import database as sqlite_database
 from action_retrier.drivers.sqlite import locks, writer
-from action_retrier.testing._failpoints import Step, step_of
+from action_retrier.testing._failpoints import Step, find
 from action_retrier.testing._watch import Watch
 
 OWN = {"action.begin", "action.end", "callback.begin", "callback.end", "own.before_commit", "own.after_commit"}
 """In the program's own functions, in whichever thread they run: it says itself that it has come there."""
+SQLITE = {
+    "wal": "a file is switched to WAL",
+    "checkpoint": "the WAL is copied back",
+    "stamp": "the time in a lock file is written",
+}
+"""Steps of its driver; each has a point before and one after."""
 
 _wanted = ""
 _remaining = 0
@@ -38,12 +45,13 @@ def install(app: App, point: str, nth: int = 1, by: signal.Signals = signal.SIGK
     _wanted, _remaining, _signal = point, nth, by
     if point in OWN:
         return
-    step = step_of(point)
-    if not step.only:
+    step = point.partition(".")[0]
+    if step not in SQLITE:
+        find("failpoint", point)
         Watch(app, lambda step, moment: reach(f"{step.name}.{moment}"), point=point).install()
-    elif step.name == "wal":
+    elif step == "wal":
         _wrap(sqlite_database, "_switch_to_wal", step)
-    elif step.name == "stamp":
+    elif step == "stamp":
         _wrap(locks.LockFile, "write", step)
     else:
         writer._CHECKPOINT_BYTES = writer._CHECKPOINT_PAUSE_S = 0
@@ -63,13 +71,13 @@ def lose(app: App, point: str) -> None:
     Watch(app, at).install()
 
 
-def _wrap(owner: Any, attribute: str, step: Step) -> None:
+def _wrap(owner: Any, attribute: str, step: str) -> None:
     original = getattr(owner, attribute)
 
     def wrapped(*args: Any) -> Any:
-        reach(f"{step.name}.before")
+        reach(f"{step}.before")
         result = original(*args)
-        reach(f"{step.name}.after")
+        reach(f"{step}.after")
         return result
 
     setattr(owner, attribute, wrapped)

@@ -50,6 +50,9 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                # What reaches our group is not for it: the signals of a terminal, and what the kernel sends to a group
+                # whose shell ends while one of it is stopped.
+                start_new_session=True,
             )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -131,7 +131,8 @@ def _states(story: Story) -> Iterator[Broken]:
             yield Broken("illegal", f"I2: the history has a gap before {change}")
         state, attempt = change["state"], change["attempt"]
         if old != state and (old, state) not in LEGAL:
-            rule = {"canceled": "canceled", "removed": "removed"}.get(old if state != "removed" else state, "illegal")
+            rules = {"canceled": "canceled", "removed": "removed", "succeeded": "final", "failed": "final"}
+            rule = rules.get(old if state != "removed" else state, "illegal")
             yield Broken(rule, f"I3, I5: went from {old} to {state}")
         if state == "removed" and change["old_callback"] == "pending":
             yield Broken("removed", "I9: was removed, and its callback was pending")

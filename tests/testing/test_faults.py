@@ -1,6 +1,7 @@
 """A worker dies in the test's own process, at any step of what it does, and the next one finishes what it left."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -148,7 +149,8 @@ async def test_a_worker_of_an_async_test_dies_alike(system, clock):
     assert (run.id, [attempt.error_type for attempt in run.attempts]) == (run_id, ["WorkerLost", None])
 
 
-def test_a_dead_workers_thread_writes_nothing_through_the_app(shop):
+@pytest.mark.parametrize("is_nested", [False, True], ids=["a block", "a block inside another"])
+def test_a_dead_workers_thread_writes_nothing_through_the_app(shop, is_nested):
     """A thread goes on after its worker's death: what it wants from the app is refused, and it is told to stop."""
     began, go_on, refused = threading.Event(), threading.Event(), threading.Event()
     seen: list[object] = []
@@ -167,11 +169,17 @@ def test_a_dead_workers_thread_writes_nothing_through_the_app(shop):
                 call()
         refused.set()
 
-    shop.retrier.run(shop.app, "slow", max_failures=0)
-    with crash_after(shop.app, "report"), shop.app.worker() as worker:
-        assert began.wait(30)
-        shop.start()
-        worker.until_idle()
+    run_id = shop.retrier.run(shop.app, "slow", max_failures=0)
+    with contextlib.ExitStack() as outer:
+        if is_nested:
+            outer.enter_context(fail_at(shop.app, "cancel.before", error=ZeroDivisionError()))
+        with crash_after(shop.app, "report"), shop.app.worker() as worker:
+            assert began.wait(30)
+            shop.start()
+            worker.until_idle()
+        if is_nested:
+            with pytest.raises(ZeroDivisionError):
+                shop.retrier.cancel(shop.app, run_id)
     go_on.set()
 
     assert refused.wait(30)
@@ -218,6 +226,18 @@ def test_an_answer_that_is_lost_is_an_error_of_the_database(shop):
         shop.retrier.cancel(shop.app, run_id)
 
     assert shop.retrier.status(shop.app, run_id) == Completed(Canceled())
+
+
+@pytest.mark.parametrize("point", ["recover.before", "recover.after_commit"])
+def test_dead_workers_are_recovered_although_that_fails_once(shop, point):
+    run_id = shop.start()
+    with crash_after(shop.app, "claim"):
+        run_until_idle_sync(shop.app)
+
+    with fail_at(shop.app, point):
+        run_until_idle_sync(shop.app, jump=True)
+
+    assert (shop.state(run_id), shop.attempts) == ("succeeded", [2])
 
 
 @pytest.mark.parametrize("point", ["claim.before", "report.before_commit", "report.after_commit", "callback.after"])
@@ -267,17 +287,77 @@ def test_a_worker_that_was_started_before_the_block_may_fail_and_cannot_die(shop
         assert shop.state(run_id) == "succeeded"
 
 
+@pytest.mark.parametrize("action", ["starts", "starts_async"])
+def test_an_action_of_such_a_worker_is_no_caller_that_can_die(shop, action):
+    """Nor is a callback, nor what they leave to others."""
+    retrier = ActionRetrier(shop.app)
+
+    @shop.app.action(name="starts")
+    def starts(ctx: SyncActionCtx) -> None:
+        shop.retrier.run(ctx, "ship")
+
+    @shop.app.action(name="starts_async")
+    async def starts_async(ctx: ActionCtx) -> None:
+        await asyncio.gather(retrier.run(ctx, "ship"))
+
+    @shop.app.mutation(name="starts_another")
+    def starts_another(ctx: MutationCtx, run_id: str) -> None:
+        shop.retrier.run(ctx, "ship")
+
+    with shop.app.worker() as worker, pytest.raises(NeverReached), crash_before(shop.app, "start", nth=2):
+        run_id = shop.retrier.run(shop.app, action, on_complete="starts_another")
+        worker.until_idle()
+
+    assert [attempt.error_type for attempt in shop.retrier.get(shop.app, run_id).attempts] == [None]
+    assert [run.state for run in shop.retrier.list(shop.app).runs] == ["succeeded"] * 3
+
+
+@pytest.mark.parametrize("action", ["starts", "starts_async"])
+def test_a_worker_dies_of_what_its_action_calls(shop, action):
+    @shop.app.action(name="starts", jitter=0)
+    def starts(ctx: SyncActionCtx) -> None:
+        shop.retrier.run(ctx, "ship")
+
+    @shop.app.action(name="starts_async", jitter=0)
+    async def starts_async(ctx: ActionCtx) -> None:
+        await ActionRetrier(shop.app).run(ctx, "ship")
+
+    with crash_before(shop.app, "start", nth=2):
+        run_id = shop.retrier.run(shop.app, action)
+        run_until_idle_sync(shop.app)
+    shop.finish()
+
+    attempts = shop.retrier.get(shop.app, run_id).attempts
+    assert [attempt.error_type for attempt in attempts] == ["WorkerLost", None]
+
+
+@pytest.mark.parametrize("inject", [crash_after, fail_after])
+def test_another_app_opens_its_database_undisturbed(system, clock, inject):
+    """Opening is done by functions that all Apps share."""
+    app, other = App(system.url, clock=clock), App(system.url, clock=clock, namespace="other")
+
+    with pytest.raises(NeverReached), inject(app, "migrate"), other:
+        pass
+    with contextlib.suppress(DatabaseUnavailable), inject(app, "migrate") as injected, app:
+        pass
+
+    assert injected.happened
+
+
 def test_names_are_checked(shop):
     with pytest.raises(ValueError, match="no step 'reprot'; there are start, "):
         crash_before(shop.app, "reprot")
     with pytest.raises(ValueError, match=r"no failpoint 'report'; there are start\.before, "):
         crash_at(shop.app, "report")
-    with pytest.raises(ValueError, match="a detail of sqlite's"):
-        crash_at(shop.app, "wal.before")
+    with pytest.raises(ValueError, match=r"no failpoint 'lease\.before_commit'; there are "):
+        fail_at(shop.app, "lease.before_commit")
 
 
-def test_each_failpoint_says_what_happens_there():
-    assert all(what for what in failpoints().values())
+def test_each_failpoint_says_what_happens_there_and_can_be_injected(shop):
+    for point, what in failpoints().items():
+        assert what
+        crash_at(shop.app, point)
+        fail_at(shop.app, point)
 
 
 def test_nothing_is_left_of_a_block_in_which_nobody_died(shop):

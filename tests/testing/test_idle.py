@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from action_retrier import ActionCtx, ActionRetrier, App, MutationCtx, Success, SyncActionRetrier
-from action_retrier.testing import ManualClock, NeverIdle, isolated, run_until_idle, run_until_idle_sync
+from action_retrier.testing import ManualClock, NeverIdle, crash_after, isolated, run_until_idle, run_until_idle_sync
 
 
 @pytest.fixture
@@ -118,6 +118,42 @@ def test_only_the_queues_that_are_named_are_worked_off(app):
     here, _there = (retrier.run(app, "flaky", {"failures": 0}, queue=queue) for queue in ("here", "there"))
 
     assert [run.id for run in run_until_idle_sync(app, queues=["here"])] == [here]
+
+
+def test_time_does_not_move_for_queues_that_are_not_named(app, clock):
+    """Others' deadlines, and what is scheduled there, are left to them."""
+    retrier = SyncActionRetrier(app)
+    began = clock.now()
+    there = retrier.run(app, "flaky", {"failures": 0}, queue="there", deadline_ms=90_000)
+    later = retrier.run_after(app, 30_000, "flaky", {"failures": 0}, queue="there")
+    here = retrier.run(app, "flaky", {"failures": 1}, queue="here", deadline_ms=600_000)
+
+    assert [run.id for run in run_until_idle_sync(app, queues=["here"], jump=True)] == [here]
+    assert clock.now() - began == timedelta(minutes=1)
+    assert [retrier.get(app, run_id).state for run_id in (there, later)] == ["pending", "pending"]
+
+
+def test_what_a_dead_worker_has_left_in_the_queues_that_are_named_is_waited_for(app):
+    retrier = SyncActionRetrier(app)
+    run_id = retrier.run(app, "flaky", {"failures": 0}, queue="here")
+    with crash_after(app, "claim"):
+        run_until_idle_sync(app, queues=["here"])
+
+    (run,) = run_until_idle_sync(app, queues=["here"], jump=True)
+
+    assert (run.id, [attempt.delay_ms for attempt in run.attempts]) == (run_id, [60_000, None])
+
+
+def test_runs_that_retention_removes_meanwhile_have_ended_as_well(app):
+    retrier = SyncActionRetrier(app)
+    early = retrier.run(app, "flaky", {"failures": 0})
+    late = retrier.run_after(app, 60 * 86_400_000, "flaky", {"failures": 1})
+
+    ended = run_until_idle_sync(app, jump=True)
+
+    assert [(run.id, run.state) for run in ended] == [(early, "succeeded"), (late, "succeeded")]
+    assert [run.id for run in retrier.list(app).runs] == [late]
+    assert run_until_idle_sync(app, jump=True) == []
 
 
 def test_a_retried_run_has_ended_again(app):

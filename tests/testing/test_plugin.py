@@ -144,6 +144,60 @@ def test_the_database_may_be_overridden(session):
     done.assert_outcomes(passed=1)
 
 
+def test_a_database_is_not_taken_from_an_app_that_is_open_on_it(session):
+    """What the user's own fixture does at its end, such as to drop a schema, comes after the App has been closed."""
+    done = session(
+        conftest="""
+            import pytest
+            from shop import app
+
+            @pytest.fixture
+            def retrier_database(tmp_path):
+                yield f"sqlite:///{tmp_path}/ours.db"
+                assert not app._database.is_open
+                assert app.location.endswith("production.db")
+        """,
+        test_it="""
+            from shop import app, order
+
+            def test_it(retrier_isolate):
+                retrier_isolate(app)
+                order(7)
+        """,
+    )
+
+    done.assert_outcomes(passed=1)
+
+
+def test_whoever_asks_again_gets_the_same(session):
+    """A test and its fixtures may each ask for it; what one of them has started, the others see."""
+    done = session(
+        test_again="""
+            import pytest
+            from action_retrier.testing import ManualClock
+            from shop import app, order, retrier
+
+            @pytest.fixture
+            def run_id(retrier_isolate):
+                retrier_isolate(app)
+                return order(7)
+
+            def test_it(retrier_isolate, run_id):
+                assert retrier_isolate(app) is app
+                assert [run.id for run in retrier.list(app).runs] == [run_id]
+
+            def test_another_database(retrier_isolate, run_id, tmp_path):
+                with pytest.raises(RuntimeError, match="is isolated in this test already, with another"):
+                    retrier_isolate(app, f"sqlite:///{tmp_path}/other.db")
+                with pytest.raises(RuntimeError, match="is isolated in this test already, with another"):
+                    retrier_isolate(app, clock=ManualClock())
+                assert [run.id for run in retrier.list(app).runs] == [run_id]
+        """
+    )
+
+    done.assert_outcomes(passed=2)
+
+
 def test_whoever_does_not_use_it_pays_nothing(session):
     """Nothing of the library is imported, no hook is there, and no option."""
     done = session(

@@ -53,6 +53,8 @@ class NextDue:
     When the next things are due, in microseconds from now; negative is overdue, None is never.
 
     Attributes:
+        work_us: A run, or a deadline.
+        runs_us: Of that, only what can be claimed.
         lanes: Where runs are pending, as `claim_runs` and `next_due` take it.
         suspects_are_due: Whether some of what is due are suspects.
     """
@@ -62,6 +64,7 @@ class NextDue:
     deadline_us: int | None = None
     lanes: str | None = field(default=None, compare=False)
     suspects_are_due: bool = field(default=False, compare=False)
+    runs_us: int | None = field(default=None, compare=False)
 
 
 def claim_runs(claimant: Claimant, count: int, max_losses: int, lanes: str | None = None) -> Op[Claimed]:
@@ -106,9 +109,15 @@ def next_due(claimant: Claimant, max_losses: int, lanes: str | None = None) -> O
     limits = {"max_losses": max_losses, "lanes": lanes}
     rows = yield Statement("next_due", claimant.parameters | limits, stands_alone=True)
     (row,) = rows
-    work = [row[name] for name in ("runs_in", "suspects_in", "deadlines_in") if row[name] is not None]
     suspects_are_due = row["suspects_in"] is not None and row["suspects_in"] <= 0
-    return NextDue(min(work, default=None), row["callbacks_in"], row["deadlines_in"], row["lanes"], suspects_are_due)
+    runs_us = earliest(row["runs_in"], row["suspects_in"])
+    work_us = earliest(runs_us, row["deadlines_in"])
+    return NextDue(work_us, row["callbacks_in"], row["deadlines_in"], row["lanes"], suspects_are_due, runs_us)
+
+
+def earliest(*times_us: int | None) -> int | None:
+    """Return the first of them; None is never."""
+    return min((us for us in times_us if us is not None), default=None)
 
 
 def _is_registered(claimant: Claimant) -> Op[bool]:

@@ -5,7 +5,7 @@ Production code knows nothing of it. An operation is recognized by the name of i
 database is given it, see `action_retrier.testing._watch`; without a watch not even that happens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from .._maintenance import Maintenance
 from .._ops import claims, control, reports, starts, workers
 
 By = Literal["worker", "caller", "opener"]
+
+_COMMITS = ("before", "before_commit", "after_commit")
+_AROUND = ("before", "after")
 
 
 def _always(_: object) -> bool:
@@ -31,7 +34,7 @@ class Step:
         by: Who does it: a worker, whoever calls the retrier, or whoever opens the database.
         operation: Which operation it is; None for what is none.
         has_written: Which of its results mean that it has written something: only then does its commit count.
-        only: The database that alone has it.
+        moments: At which moments of it something can go wrong.
     """
 
     name: str
@@ -39,16 +42,7 @@ class Step:
     by: By = "worker"
     operation: Callable[..., Any] | None = None
     has_written: Callable[[Any], bool] = _always
-    only: str = ""
-
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """At which moments of it something can go wrong."""
-        if self.operation is not None:
-            return ("before", "before_commit", "after_commit")
-        return (
-            ("before", "statement", "before_commit", "after_commit") if self.name == "migrate" else ("before", "after")
-        )
+    moments: tuple[str, ...] = _COMMITS
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -67,17 +61,21 @@ STEPS = {
         Step("retry_all", "runs are started afresh in bulk", "caller", control.retry_runs, bool),
         Step("cleanup", "a run is removed", "caller", control.clean_up_run),
         # The life of a worker.
-        Step("lease", "a worker takes its lease"),
+        Step("lease", "a worker takes its lease", moments=_AROUND),
         Step("register", "a worker announces itself", operation=workers.register_worker),
         Step("announce", "a worker announces functions registered since", operation=workers.announce_names),
-        Step("heartbeat", "a worker renews its lease"),
+        Step("heartbeat", "a worker renews its lease", moments=_AROUND),
         Step("sign_off", "a worker that stops settles what it leaves", operation=workers.recover_worker),
         # The life of a run.
         Step("claim", "due runs are taken", operation=claims.claim_runs, has_written=lambda c: c.runs or c.suspects),
-        Step("action", "an action is executed; after: it has ended, and nobody knows"),
+        Step("action", "an action is executed; after: it has ended, and nobody knows", moments=_AROUND),
         Step("progress", "what attempts say of their progress is written", operation=reports.store_progress),
         Step("report", "ends of attempts are written", operation=reports.apply_moves, has_written=lambda a: a.owned),
-        Step("callback", "an on_complete mutation is called; after: it has returned, and nothing is committed"),
+        Step(
+            "callback",
+            "an on_complete mutation is called; after: it has returned, and nothing is committed",
+            moments=_AROUND,
+        ),
         Step("callback_claim", "pending callbacks are taken", operation=claims.claim_callbacks, has_written=bool),
         Step("callback_done", "a callback is called alone", operation=reports.finish_callback, has_written=bool),
         Step(
@@ -95,14 +93,16 @@ STEPS = {
         Step("expire", "runs past their deadline fail", operation=reports.expire_runs, has_written=bool),
         Step("prune", "old runs are removed", operation=control.prune_runs, has_written=bool),
         # Opening.
-        Step("migrate", "the schema is created or upgraded, statement by statement", "opener"),
-        Step("wal", "a file is switched to WAL", "opener", only="sqlite"),
-        Step("checkpoint", "the WAL is copied back", only="sqlite"),
-        Step("stamp", "the time in a lock file is written", only="sqlite"),
+        Step(
+            "migrate",
+            "the schema is created or upgraded, statement by statement",
+            "opener",
+            moments=("before", "statement", "before_commit", "after_commit"),
+        ),
     )
 }
 BY_OPERATION = {step.operation.__name__: step for step in STEPS.values() if step.operation is not None}
-POINTS = tuple(point for step in STEPS.values() for point in step.points)
+BY_POINT = {point: step for step in STEPS.values() for point in step.points}
 
 
 def failpoints() -> dict[str, str]:
@@ -113,11 +113,12 @@ def failpoints() -> dict[str, str]:
         >>> failpoints()["report.before_commit"]
         'ends of attempts are written'
     """
-    return {point: step.what for step in STEPS.values() for point in step.points}
+    return {point: step.what for point, step in BY_POINT.items()}
 
 
-def step_of(point: str) -> Step:
-    """Return the step that a failpoint belongs to. Raises ValueError for a name that is none."""
-    if point not in POINTS:
-        raise ValueError(f"no failpoint {point!r}; there are {', '.join(POINTS)}")
-    return STEPS[point.partition(".")[0]]
+def find(kind: Literal["step", "failpoint"], name: str) -> Step:
+    """Return the step of that name, or that a failpoint belongs to. Raises ValueError for a name that is none."""
+    known: Mapping[str, Step] = STEPS if kind == "step" else BY_POINT
+    if name not in known:
+        raise ValueError(f"no {kind} {name!r}; there are {', '.join(known)}")
+    return known[name]

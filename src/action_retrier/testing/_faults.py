@@ -11,8 +11,8 @@ from .._statements import Op
 from .._worker import Worker
 from ..app import App
 from ..errors import DatabaseUnavailable
-from ._failpoints import STEPS, Step, step_of
-from ._watch import Watch
+from ._failpoints import Step, find
+from ._watch import Watch, in_worker
 
 Kind = Literal["crash", "error"]
 
@@ -92,7 +92,7 @@ class Injected:
         self.point = point
         self.happened = False
         self._app = app
-        self._by = step_of(point).by
+        self._by = find("failpoint", point).by
         self._remaining = nth
         self._lock = threading.Lock()
         self._kind = kind
@@ -119,22 +119,22 @@ class Injected:
 
     def _concerns(self, process: _Process | None) -> bool:
         """Whether it can happen to this one: a worker that was started outside the block is no process that can die."""
-        return process is not None or self._by != "worker" or self._kind == "error"
+        is_a_worker = self._by == "worker" or in_worker.get()
+        return process is not None or not is_a_worker or self._kind == "error"
 
     @contextlib.contextmanager
     def _active(self) -> Iterator["Injected"]:
-        self._watch.install()
-        _watch_leases(self._watch, self._app)
-        self._watch.shadow(self._app, "worker", _mortal)
-        try:
-            yield self
-        except SimulatedCrash:
-            if not self.happened:
-                raise
-        finally:
-            self._watch.remove()
-            if self.happened and self._kind == "crash":
-                _keep_the_dead_away(self._app)
+        with _without_the_dead(self._app):
+            self._watch.install()
+            _watch_leases(self._watch, self._app)
+            self._watch.shadow(self._app, "worker", _mortal)
+            try:
+                yield self
+            except SimulatedCrash:
+                if not self.happened:
+                    raise
+            finally:
+                self._watch.remove()
         if not self.happened:
             raise NeverReached(
                 f"{self.point} was not reached inside the block: start the worker, or call run_until_idle, in it"
@@ -160,12 +160,12 @@ def crash_before(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractCon
         ...     print(sent, runs)
         ['letter'] []
     """
-    return crash_at(app, _points_of(step)[0], nth=nth)
+    return crash_at(app, find("step", step).points[0], nth=nth)
 
 
 def crash_after(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
     """Have a process die when *step* is done and committed, before it or anybody else knows: see `crash_at`."""
-    return crash_at(app, _points_of(step)[-1], nth=nth)
+    return crash_at(app, find("step", step).points[-1], nth=nth)
 
 
 def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
@@ -177,7 +177,8 @@ def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContex
     or given back. Its lease is over, and the next worker recovers what it has left. An async action is canceled; a
     thread cannot be, sees ``ctx.canceled``, and what it writes through the app is refused.
 
-    What a caller does (``start``, ``cancel``, ...) ends the block there, by a `SimulatedCrash` that the block catches.
+    What a caller does (``start``, ``cancel``, ...) ends the block there, by a `SimulatedCrash` that the block catches;
+    an action or a callback that does it kills its worker.
 
     Args:
         app: Its workers must be started inside the block.
@@ -197,14 +198,14 @@ def fail_before(
     app: App, step: str, *, error: BaseException | None = None, nth: int = 1
 ) -> contextlib.AbstractContextManager[Injected]:
     """Have *step* fail once, with nothing done: see `fail_at`."""
-    return fail_at(app, _points_of(step)[0], error=error, nth=nth)
+    return fail_at(app, find("step", step).points[0], error=error, nth=nth)
 
 
 def fail_after(
     app: App, step: str, *, error: BaseException | None = None, nth: int = 1
 ) -> contextlib.AbstractContextManager[Injected]:
     """Have *step* done and committed, and its answer be lost, once: see `fail_at`."""
-    return fail_at(app, _points_of(step)[-1], error=error, nth=nth)
+    return fail_at(app, find("step", step).points[-1], error=error, nth=nth)
 
 
 def fail_at(
@@ -220,26 +221,34 @@ def fail_at(
     return _inject(app, point, nth, "error", error)
 
 
-def _points_of(step: str) -> tuple[str, ...]:
-    if step not in STEPS:
-        raise ValueError(f"no step {step!r}; there are {', '.join(STEPS)}")
-    return STEPS[step].points
-
-
 def _inject(
     app: App, point: str, nth: int, kind: Kind, error: BaseException | None
 ) -> contextlib.AbstractContextManager[Injected]:
-    step = step_of(point)
-    if step.only:
-        raise ValueError(f"{point} is a detail of {step.only}'s, and cannot be injected in a test's own process")
     return Injected(app, point, nth=nth, kind=kind, error=error)._active()
 
 
-def _keep_the_dead_away(app: App) -> None:
-    """Refuse for good what threads of dead workers want, which go on after the block."""
-    if not getattr(app._database, "_refuses_the_dead", False):
-        Watch(app, lambda _step, _moment: None, _refuse_the_dead).install(only_database=True)
-        app._database._refuses_the_dead = True  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def _without_the_dead(app: App) -> Iterator[None]:
+    """
+    Refuse what threads of dead workers want.
+
+    The outermost block does so, beneath whatever the others shadow, and for good once somebody has died in it: such
+    threads go on after it.
+    """
+    database: Any = app._database
+    if getattr(database, "_refuses_the_dead", False):
+        yield
+        return
+    dead = len(_dead)
+    watch = Watch(app, lambda _step, _moment: None, _refuse_the_dead)
+    watch.install(only_database=True)
+    database._refuses_the_dead = True
+    try:
+        yield
+    finally:
+        if len(_dead) == dead:
+            watch.remove()
+            del database._refuses_the_dead
 
 
 def _refuse_the_dead() -> None:

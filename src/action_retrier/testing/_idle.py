@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
+from datetime import datetime
 
 from .._mutations import run_in_loop
+from .._ops.claims import ANY_LOSSES, earliest, next_due
 from .._worker import Worker
 from ..app import App
+from ..errors import DatabaseUnavailable
 from ..results import Run
 from ..retrier import ActionRetrier
 from ._clock import ManualClock
@@ -35,6 +38,8 @@ async def run_until_idle(
     What dead workers left is recovered first. Runs that back off, or are scheduled, wait; with *jump* time moves
     on to the next of them again and again, until all have ended. Nothing sleeps.
 
+    Time is everybody's: where it moves past the deadline of a run of another queue, that run has failed.
+
     Args:
         app: Its database is the test's own: whatever is due in it is executed.
         jump: Move the app's `ManualClock` whenever nothing is due.
@@ -43,7 +48,7 @@ async def run_until_idle(
         timeout_s: How long, in real time, it may take each time until nothing is due.
 
     Returns:
-        The runs that have ended meanwhile, oldest first.
+        The runs that have ended meanwhile, oldest first; also those that retention has removed since.
 
     Raises:
         NeverIdle: Runs were left after *max_jumps*, or did not end within *timeout_s*.
@@ -66,7 +71,7 @@ async def run_until_idle(
     clock = app._engine.clock
     if jump and not isinstance(clock, ManualClock):
         raise ValueError("jump=True moves a ManualClock: make the App with one, or give it one with isolated(...)")
-    before = {run.id: run.completed_at async for run in _all_runs(app)}
+    ended = _Ended(app, before={run.id: run.completed_at async for run in _all_runs(app)})
     session = app.worker(queues=queues, grace_ms=0)
     try:
         worker = await session.__aenter__()
@@ -75,20 +80,19 @@ async def run_until_idle(
     async with contextlib.AsyncExitStack() as end:
         end.push_async_exit(session)
         for _ in range(max_jumps + 1):
-            with contextlib.suppress(SimulatedCrash):
-                await worker.recover_dead()
+            await _recover_dead(worker)
             await _until_idle(app, worker, timeout_s)
             if worker._stopped or not (jump and isinstance(clock, ManualClock)):
                 break  # it has died, or time is not ours to move
-            next_us = await worker.next_due_us()
+            next_us = await _next_due_us(app, worker, queues)
             if next_us is None:
                 break
             if next_us > 0:
+                await ended.note_what_goes(within_us=next_us)
                 clock.advance(next_us / 1000)
         else:
             raise NeverIdle(f"after {max_jumps} jumps of the clock there is more to do: {await _left(app)}")
-    after = [run async for run in _all_runs(app)]
-    return [run for run in reversed(after) if run.completed_at not in {None, before.get(run.id)}]
+    return await ended.all()
 
 
 def run_until_idle_sync(
@@ -104,6 +108,48 @@ def run_until_idle_sync(
         lambda: run_until_idle(app, jump=jump, queues=queues, max_jumps=max_jumps, timeout_s=timeout_s)
     )
     return runs
+
+
+class _Ended:
+    """The runs that end from now on."""
+
+    def __init__(self, app: App, before: dict[str, datetime | None]) -> None:
+        """Begin now; *before* tells since when the others have ended, or that they have not."""
+        self._app = app
+        self._before = before
+        self._runs: dict[str, Run] = {}
+        self._noted_us = app._engine.clock.now_us()
+
+    async def note_what_goes(self, *, within_us: int) -> None:
+        """Note what has ended, if it may be removed while time moves on so far."""
+        engine = self._app._engine
+        if engine.clock.now_us() + within_us >= self._noted_us + engine.retention_us:
+            await self.all()
+
+    async def all(self) -> list[Run]:
+        """Return them, oldest first."""
+        self._noted_us = self._app._engine.clock.now_us()
+        async for run in _all_runs(self._app):
+            if run.completed_at not in {None, self._before.get(run.id)}:
+                self._runs[run.id] = run
+        return [self._runs[run_id] for run_id in sorted(self._runs)]
+
+
+async def _next_due_us(app: App, worker: Worker, queues: Collection[str] | None) -> int | None:
+    """Tell in how long there is something for this worker to do; deadlines in others' queues are not its business."""
+    if queues is None:
+        return await worker.next_due_us()
+    claimant = worker._incarnation.claimant
+    due = await app._database.read(lambda: next_due(claimant, ANY_LOSSES))
+    return earliest(due.runs_us, due.callbacks_us)
+
+
+async def _recover_dead(worker: Worker) -> None:
+    with contextlib.suppress(SimulatedCrash):
+        try:
+            await worker.recover_dead()
+        except DatabaseUnavailable:
+            await worker.recover_dead()  # as a worker does that looks again by itself
 
 
 async def _until_idle(app: App, worker: Worker, timeout_s: float) -> None:

@@ -6,7 +6,6 @@ It shadows methods on the App's own objects, and a few functions of modules, and
 
 import contextlib
 import contextvars
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,9 +14,13 @@ from .. import _attempt
 from .._statements import Op
 from ..app import App
 from ._failpoints import BY_OPERATION, STEPS, Step
+from ._opening import watch_opening
 
 Reach = Callable[[Step, str], None]
 """Called, in whichever thread, with a step and a moment; what it raises is what happens there."""
+
+in_worker: contextvars.ContextVar[bool] = contextvars.ContextVar("action_retrier_testing_in_worker", default=False)
+"""Whether this is an action, or a callback, that a worker has begun under a watch: its calls are no caller's."""
 
 
 class Watch:
@@ -56,7 +59,9 @@ class Watch:
         self.shadow(_attempt, "execute", self._executing)
         for name, step in (("acquire", "lease"), ("renew", "heartbeat")):
             self.shadow(database.leases, name, self._around(STEPS[step]))
-        self._watch_opening(getattr(database, "underneath", database))
+        watch_opening(
+            getattr(database, "underneath", database), lambda moment: self._reach(STEPS["migrate"], moment), self.shadow
+        )
 
     def remove(self) -> None:
         """End."""
@@ -76,15 +81,26 @@ class Watch:
         context = contextvars.copy_context()
 
         def op() -> Op[Any]:
-            context.run(self._check)
-            inner = make()
-            return _named_like(inner, self._through(inner, written, context))
+            written.clear()
+            return self.through(make(), written, context)
 
         return op
 
-    def _through(self, op: Op[Any], written: list[Step], context: contextvars.Context) -> Op[Any]:
-        """Run an operation, and say when it comes to a point; once it has written something, note its step."""
-        written.clear()
+    def through(
+        self, op: Op[Any], written: list[Step], context: contextvars.Context, *, commits: bool = True
+    ) -> Op[Any]:
+        """
+        Run an operation, and say when it comes to a point.
+
+        Args:
+            written: Takes its step, if it has written something.
+            context: Whose operation it is.
+            commits: Whether its commit comes next; else there is an open transaction around it.
+        """
+        return _named_like(op, self._through(op, written, context, commits=commits))
+
+    def _through(self, op: Op[Any], written: list[Step], context: contextvars.Context, *, commits: bool) -> Op[Any]:
+        context.run(self._check)
         step = BY_OPERATION.get(_name_of(op))
         if step is None:
             return (yield from op)
@@ -92,7 +108,8 @@ class Watch:
         result = yield from (_apart(op) if self._point == f"{step.name}.before_commit" else op)
         context.run(self._check)
         if step.has_written(result):
-            context.run(self._reach, step, "before_commit")
+            if commits:
+                context.run(self._reach, step, "before_commit")
             written.append(step)
         return result
 
@@ -186,7 +203,8 @@ class Watch:
             if not getattr(transaction, "_written", None):
                 return await original(transaction, mutation, arguments)  # a mutation that is nobody's callback
             self._reach(step, "before")
-            result = await original(transaction, mutation, arguments)
+            with _in_worker():
+                result = await original(transaction, mutation, arguments)
             self._reach(step, "after")
             return result
 
@@ -194,41 +212,26 @@ class Watch:
 
     def _executing(self, original: Any) -> Any:
         async def execute(action: Any, args: Any, ctx: Any, threads: Any) -> Any:
-            if self._app._engine.registry.actions.get(action.name) is not action:
-                return await original(action, args, ctx, threads)
             step = STEPS["action"]
-            self._reach(step, "before")
-            outcome = await original(action, args, ctx, threads)
-            self._reach(step, "after")
+            is_ours = self._app._engine.registry.actions.get(action.name) is action
+            if is_ours:
+                self._reach(step, "before")
+            with _in_worker():
+                outcome = await original(action, args, ctx, threads)
+            if is_ours:
+                self._reach(step, "after")
             return outcome
 
         return execute
 
-    # Opening.
 
-    def _watch_opening(self, database: Any) -> None:
-        module = sys.modules[type(database).__module__]
-        step = STEPS["migrate"]
-        commits_itself = "postgres" in module.__name__
-
-        def migrating(original: Any) -> Any:
-            def migrate(connection: Any, *schema: str) -> None:
-                self._reach(step, "before")
-                original(_Statements(connection, lambda moment: self._reach(step, moment)), *schema)
-                if not commits_itself:
-                    self._reach(step, "before_commit")
-
-            return migrate
-
-        def reading(original: Any) -> Any:
-            def read_meta(*args: Any) -> Any:
-                self._reach(step, "after_commit")  # what follows in any case
-                return original(*args)
-
-            return read_meta
-
-        self.shadow(module, "migrate", migrating)
-        self.shadow(module, "read_meta", reading)
+@contextlib.contextmanager
+def _in_worker() -> Iterator[None]:
+    token = in_worker.set(True)
+    try:
+        yield
+    finally:
+        in_worker.reset(token)
 
 
 class _Transaction:
@@ -246,42 +249,18 @@ class _Transaction:
 
     async def run(self, op: Op[Any]) -> Any:
         written: list[Step] = []
-        result = await self._transaction.run(_named_like(op, self._in(op, written)))
+        result = await self._transaction.run(self._through(op, written))
         self._written += written
         return result
 
     def run_sync(self, op: Op[Any]) -> Any:
         written: list[Step] = []
-        result = self._transaction.run_sync(_named_like(op, self._in(op, written)))
+        result = self._transaction.run_sync(self._through(op, written))
         self._written += written
         return result
 
-    def _in(self, op: Op[Any], written: list[Step]) -> Op[Any]:
-        """As `Watch._through`, but that the commit comes later."""
-        self._watch._check()
-        step = BY_OPERATION.get(_name_of(op))
-        if step is not None:
-            self._watch._reach(step, "before")
-        result = yield from op
-        self._watch._check()
-        if step is not None and step.has_written(result):
-            written.append(step)
-        return result
-
-
-class _Statements:
-    """A connection that says which statements a migration comes to."""
-
-    def __init__(self, connection: Any, reach: Callable[[str], None]) -> None:
-        self._connection = connection
-        self._reach = reach
-
-    def execute(self, *args: Any) -> Any:
-        self._reach("before_commit" if args == ("COMMIT",) else "statement")
-        return self._connection.execute(*args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
+    def _through(self, op: Op[Any], written: list[Step]) -> Op[Any]:
+        return self._watch.through(op, written, contextvars.copy_context(), commits=False)
 
 
 def _name_of(op: Op[Any]) -> str:
