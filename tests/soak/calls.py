@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from crash_program import call
+from crash_program import Later, call
 
 from action_retrier import Call
 
@@ -41,6 +41,13 @@ _DEADLY_SHARE = 1 / 4000
 _SLOW = [("take 0.5",), ("raise", "take 0.2"), ("raise", "raise", "raise", "return"), ("raise",), ("return",)]
 
 
+_LATER_SHARE = 0.2
+_LATER_MS = 800
+_DEADLINE_SHARE = 0.3
+_DEADLINES_MS = 150, 1500
+"""So short that some of the watched runs meet theirs, and so long that others do not."""
+
+
 def some_call(rng: random.Random, tag: str) -> Call:
     """Make up one of the many."""
     kinds = _DEADLY if rng.random() < _DEADLY_SHARE else _KINDS
@@ -51,11 +58,16 @@ def some_call(rng: random.Random, tag: str) -> Call:
 
 
 def watched_call(rng: random.Random, tag: str, key: str | None) -> Call:
-    """Make up one that takes long enough to be canceled, or that may be started afresh."""
+    """Make up one that takes long enough to be canceled, or that may be started afresh; some are due later."""
     script = rng.choice(_SLOW)
     options: dict[str, Any] = {"max_failures": 1 if script == ("raise",) else INNOCENT, "idempotency_key": key}
+    if rng.random() < _DEADLINE_SHARE:
+        options["deadline_ms"] = rng.randint(*_DEADLINES_MS)
     callback = rng.choice([None, "record", "record_shared"])
-    return tagged(call(*script, on_complete=callback, initial_backoff_ms=100, **options), tag)
+    one = tagged(call(*script, on_complete=callback, initial_backoff_ms=100, **options), tag)
+    if rng.random() < _LATER_SHARE:
+        return Later(one, rng.uniform(0, _LATER_MS), as_instant=rng.random() < 0.5)
+    return one
 
 
 def tagged(one: Call, tag: str) -> Call:

@@ -23,25 +23,25 @@ STREAMED = 5000
 """How many rows are fetched at once of what is too much for one answer."""
 
 _HISTORY = """
-CREATE TABLE IF NOT EXISTS effects (run_id {text} NOT NULL, outcome TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS effects (run_id {text} NOT NULL, outcome TEXT NOT NULL, shown TEXT);
 CREATE TABLE IF NOT EXISTS orders (run_id {text} NOT NULL);
 CREATE TABLE IF NOT EXISTS crash_history (
     number INTEGER PRIMARY KEY {numbered},
     run_id {text} NOT NULL,
     at BIGINT NOT NULL, -- us, by the database's clock
     old_state TEXT, old_attempt INTEGER, old_failures INTEGER, old_callback TEXT, old_due_at BIGINT,
-    state TEXT, attempt INTEGER, failures INTEGER, callback TEXT,
-    note TEXT           -- of what ends a run, what its status says; of a removal, the arguments that the run had
+    state TEXT, attempt INTEGER, failures INTEGER, callback TEXT, due_at BIGINT, deadline_at BIGINT, started_at BIGINT,
+    note TEXT           -- of what has ended, what its status says; of a removal, what the run had, as JSON
 );
 """
 _COLUMNS = (
     "run_id, at, old_state, old_attempt, old_failures, old_callback, old_due_at,"
-    " state, attempt, failures, callback, note"
+    " state, attempt, failures, callback, due_at, deadline_at, started_at, note"
 )
 _NOTE_CHANGE = """
     INSERT INTO {schema}crash_history ({columns})
     VALUES (NEW.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
-            NEW.state, NEW.attempt, NEW.failures, NEW.callback_state,
+            NEW.state, NEW.attempt, NEW.failures, NEW.callback_state, NEW.due_at, NEW.deadline_at, NEW.started_at,
             CASE NEW.state WHEN 'succeeded' THEN 'success:' || NEW.result
                            WHEN 'failed' THEN 'failed:' || NEW.error_type || ': ' || NEW.error
                            WHEN 'canceled' THEN 'canceled' END);
@@ -49,11 +49,13 @@ _NOTE_CHANGE = """
 _NOTE_REMOVAL = """
     INSERT INTO {schema}crash_history ({columns})
     VALUES (OLD.id, {now}, OLD.state, OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at,
-            'removed', OLD.attempt, OLD.failures, OLD.callback_state, OLD.args);
+            'removed', OLD.attempt, OLD.failures, OLD.callback_state, OLD.due_at, OLD.deadline_at, OLD.started_at,
+            {object}('options', OLD.options, 'on_complete', OLD.on_complete, 'args', OLD.args, 'attempts', {attempts}));
 """
 _HAS_CHANGED = """
 WHEN (OLD.state <> NEW.state OR OLD.attempt <> NEW.attempt OR OLD.callback_state <> NEW.callback_state
-  OR OLD.failures <> NEW.failures)
+  OR OLD.failures <> NEW.failures OR OLD.due_at <> NEW.due_at OR OLD.deadline_at {differs} NEW.deadline_at
+  OR OLD.result {differs} NEW.result OR OLD.error_type {differs} NEW.error_type OR OLD.error {differs} NEW.error)
 """
 _SQLITE = {
     "numbered": "",
@@ -61,6 +63,10 @@ _SQLITE = {
     "schema": "",
     "columns": _COLUMNS,
     "now": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+    "differs": "IS NOT",
+    "object": "json_object",
+    "attempts": "json((SELECT json_group_array(json_object('number', number, 'error_type', error_type, 'delay', delay))"
+    " FROM action_retrier_attempts WHERE run_id = OLD.id))",
 }
 _POSTGRES = {
     "numbered": "GENERATED ALWAYS AS IDENTITY",
@@ -68,6 +74,10 @@ _POSTGRES = {
     "schema": "public.",
     "columns": _COLUMNS,
     "now": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+    "differs": "IS DISTINCT FROM",
+    "object": "json_build_object",
+    "attempts": "(SELECT coalesce(json_agg(json_build_object('number', number, 'error_type', error_type, 'delay', delay)),"
+    " '[]') FROM action_retrier.attempts WHERE run_id = OLD.id)",
 }
 
 
@@ -111,7 +121,12 @@ class CrashDatabase(Protocol):
     given: str
     """What makes a relation ``given (value)`` of a parameter, a JSON array of strings."""
     history: str
-    """What gives all changes, by run and in order, with ``committed_at`` in microseconds; NULL where nobody knows."""
+    """
+    What gives all changes, by run and in order. Their ``ordered_at``, in microseconds, is NULL where nobody knows: no
+    transaction that writes, and was begun after it, can end before that of the change.
+    """
+    seen_after_us: int
+    """How long after that everybody sees the change."""
     death_shows_s: float
     """How soon after a worker's death its runs begin elsewhere: a lock shows it, or its lease runs out."""
     lease_s: float | None
@@ -152,7 +167,9 @@ class SqliteDatabase:
     errors = (sqlite3.Error,)
     begin = "BEGIN IMMEDIATE"
     given = "json_each(?)"
-    history = "SELECT h.*, NULL AS committed_at FROM crash_history AS h ORDER BY h.run_id, h.number"
+    # Whoever has changed anything keeps all others from writing until it has committed.
+    history = "SELECT h.*, h.at AS ordered_at FROM crash_history AS h ORDER BY h.run_id, h.number"
+    seen_after_us = 0
     death_shows_s = 2.0
     lease_s = None
 
@@ -186,7 +203,7 @@ class SqliteDatabase:
         with contextlib.closing(self.connect()) as connection:
             connection.executescript(
                 _HISTORY.format(**_SQLITE)
-                + f"CREATE TRIGGER IF NOT EXISTS crash_changes AFTER UPDATE ON action_retrier_runs {_HAS_CHANGED}"
+                + f"CREATE TRIGGER IF NOT EXISTS crash_changes AFTER UPDATE ON action_retrier_runs {_HAS_CHANGED.format(**_SQLITE)}"
                 + f"BEGIN {_NOTE_CHANGE.format(**_SQLITE)} END;"
                 + "CREATE TRIGGER IF NOT EXISTS crash_removals AFTER DELETE ON action_retrier_runs "
                 + f"BEGIN {_NOTE_REMOVAL.format(**_SQLITE)} END;"
@@ -218,12 +235,15 @@ class PostgresDatabase:
     errors = (psycopg.Error,)
     begin = "BEGIN"
     given = "json_array_elements_text(CAST(? AS json))"
+    # A commit is dated, put into the log, which is written to the disk in order, and then shown to others. A server that
+    # crashes meanwhile answers nobody until it has recovered.
     history = """
         SELECT h.*, CASE current_setting('track_commit_timestamp') WHEN 'on'
-                    THEN CAST(extract(epoch FROM pg_xact_commit_timestamp(h.xmin)) * 1000000 AS bigint) END AS committed_at
+                    THEN CAST(extract(epoch FROM pg_xact_commit_timestamp(h.xmin)) * 1000000 AS bigint) END AS ordered_at
           FROM crash_history AS h
          ORDER BY h.run_id, h.number
     """
+    seen_after_us = 1_000_000
 
     def __init__(self, url: str, beside: str | None = None, lease_s: float | None = None) -> None:
         """
@@ -289,7 +309,7 @@ class PostgresDatabase:
                 + f" IF TG_OP = 'DELETE' THEN {_NOTE_REMOVAL.format(**_POSTGRES)}"
                 + f" ELSE {_NOTE_CHANGE.format(**_POSTGRES)} END IF; RETURN NULL; END $$;"
                 + "CREATE OR REPLACE TRIGGER crash_changes AFTER UPDATE ON action_retrier.runs"
-                + f" FOR EACH ROW {_HAS_CHANGED} EXECUTE FUNCTION crash_note();"
+                + f" FOR EACH ROW {_HAS_CHANGED.format(**_POSTGRES)} EXECUTE FUNCTION crash_note();"
                 + "CREATE OR REPLACE TRIGGER crash_removals AFTER DELETE ON action_retrier.runs"
                 + " FOR EACH ROW EXECUTE FUNCTION crash_note();"
             )

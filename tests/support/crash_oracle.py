@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from crash_database import CrashDatabase, Look
-from crash_rules import COMPLETED, Broken, Story, broken_rules, is_retry
+from crash_rules import Broken, Story, broken_rules
+from crash_steps import steps
+from crash_times import broken_times
 from crash_told import Told, read_told
 from crash_witness import Line, read_log
-from linearizability import GONE, IN_PROGRESS, Operation, Step, explain
+from linearizability import Operation, explain
 
 __all__ = ["Broken", "Story", "check", "examine", "is_complete", "is_quiet", "tell_stories"]
-
-_EARLY_US = 100_000
-"""How much clocks may disagree: that of the database and that of the clients."""
-_LATE_US = 5_000_000
-"""After its commit is dated, a transaction has yet to be written to the disk, and a server that crashes there to recover."""
 
 
 def is_complete(database: CrashDatabase, run_ids: Iterable[str]) -> bool:
@@ -56,6 +53,7 @@ def is_quiet(database: CrashDatabase) -> bool:
 
 def tell_stories(database: CrashDatabase, folder: Path) -> Iterator[tuple[str, Story]]:
     """Read what happened to every run, one after the other, from one state of the database."""
+    clocks_apart_us = (time.time_ns() - time.monotonic_ns()) // 1000
     known = len(read_log(folder))
     with database.looking() as look:
         tables = [
@@ -80,7 +78,23 @@ def tell_stories(database: CrashDatabase, folder: Path) -> Iterator[tuple[str, S
                     heads[number] = next(tables[number], None)
             rows, attempts, changes, effects = found
             row = rows[0] if rows else {}
-            yield run_id, Story(row, attempts, changes, [one["outcome"] for one in effects], lines.pop(run_id, []))
+            kept = row
+            if not row and changes and changes[-1]["state"] == "removed":
+                kept = json.loads(changes[-1]["note"])
+                attempts = attempts or kept["attempts"]
+            yield (
+                run_id,
+                Story(
+                    row,
+                    attempts,
+                    changes,
+                    [one["outcome"] for one in effects],
+                    lines.pop(run_id, []),
+                    kept=kept,
+                    shown=[one["shown"] for one in effects],
+                    clocks_apart_us=clocks_apart_us,
+                ),
+            )
     for run_id, left in lines.items():
         if any(line.event in {"begin", "callback"} for line in left):
             yield run_id, Story({}, [], [], [], left)
@@ -132,20 +146,22 @@ def examine(
     """Return all that is broken, by run id; *see* is shown each run's story. Args as for `check`."""
     told = read_told(folder)
     missing = {*acknowledged, *told.acknowledged}
-    clocks_apart_us = (time.time_ns() - time.monotonic_ns()) // 1000
     found: list[tuple[str, Broken]] = []
     there: Counter[str] = Counter()
     for run_id, story in tell_stories(database, folder):
         missing.discard(run_id)
         see(run_id, story)
-        broken = [*broken_rules(story, complete=complete)]
+        broken = [*broken_rules(story, complete=complete), *broken_times(story)]
         if run_id in told.rolled_back:
             broken.append(Broken("rolled back", "I6: its start was rolled back"))
         there[_tag(story)] += 1
         broken += _keys(run_id, story, told)
-        operations = [_dated(one, clocks_apart_us) for one in told.operations.pop(run_id, [])]
+        operations = [_dated(one, story.clocks_apart_us) for one in told.operations.pop(run_id, [])]
         # Without clients that log what they do, nobody knows who has canceled a run.
-        problem = explain([*_steps(story)], operations) if told.calls else None
+        problem = None
+        if told.calls:
+            seen = steps(story.changes, told.writes, story.clocks_apart_us, database.seen_after_us)
+            problem = explain(seen, operations)
         if problem is not None:
             broken.append(Broken("told", problem))
         found += [(run_id, one) for one in broken]
@@ -161,10 +177,7 @@ def examine(
 
 def _tag(story: Story) -> str:
     """Return under which tag a run was started: one that has been removed had it as well."""
-    arguments = story.row.get("args", "{}")
-    if story.changes and story.changes[-1]["state"] == "removed":
-        arguments = story.changes[-1]["note"]
-    return str(json.loads(arguments).get("tag", ""))
+    return str(json.loads(story.kept.get("args", "{}")).get("tag", ""))
 
 
 def _keys(run_id: str, story: Story, told: Told) -> Iterator[Broken]:
@@ -182,23 +195,6 @@ def _batches(told: Told, there: Counter[str]) -> Iterator[tuple[str, Broken]]:
             text = f"I1, I6: {there[tag]} of {batch.count} runs are there, and its fate was told as {batch.fate}"
             rule = "lost" if there[tag] < batch.count else "illegal"
             yield tag, Broken("rolled back" if batch.fate == "rolled back" else rule, text)
-
-
-def _steps(story: Story) -> Iterator[Step]:
-    """Return what of a story a status shows."""
-    for change in story.changes:
-        late = float("inf") if change["committed_at"] is None else change["committed_at"] + _LATE_US
-        times = change["at"] - _EARLY_US, late
-        if change["old_state"] == change["state"]:
-            continue
-        if change["state"] == "removed":
-            yield Step("remove", GONE, *times)
-        elif change["state"] == "canceled":
-            yield Step("cancel", "canceled", *times)
-        elif change["state"] in COMPLETED:
-            yield Step("complete", change["note"], *times)
-        elif is_retry(change):
-            yield Step("retry", IN_PROGRESS, *times)
 
 
 def _dated(operation: Operation, clocks_apart_us: int) -> Operation:

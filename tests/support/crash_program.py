@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import inspect
+import json
 import os
 import signal
 import time
@@ -25,8 +26,10 @@ from action_retrier import (
     ActionCtx,
     App,
     Call,
+    Failed,
     MutationCtx,
     RunResult,
+    Success,
     SyncActionCtx,
     SyncActionRetrier,
     _claiming,
@@ -58,6 +61,23 @@ LETHAL: dict[str, Callable[[], object]] = {
 """Steps that end the process."""
 
 QUICK_POLICY: dict[str, Any] = {"initial_backoff_ms": 10, "max_backoff_ms": 100}
+
+
+class Later(Call):
+    """A call whose run is due later: after a time, or at an instant that is told as one."""
+
+    def __init__(self, one: Call, delay_ms: float, *, as_instant: bool) -> None:
+        super().__init__(one.action, one.args, on_complete=one.on_complete, context=one.context, **one.options)
+        self.delay_ms = delay_ms
+        self.as_instant = as_instant
+
+    def start(self, app: App, retrier: SyncActionRetrier) -> str:
+        """Start its run."""
+        start = retrier.run_at if self.as_instant else retrier.run_after
+        when = time.time() * 1000 + self.delay_ms if self.as_instant else self.delay_ms
+        return start(
+            app, when, self.action, self.args, on_complete=self.on_complete, context=self.context, **self.options
+        )
 
 
 class Program:
@@ -159,8 +179,9 @@ class Program:
         self.witness.tell("callback", run_id)
         crash_points.reach("callback.begin")
 
-    def _effect(self, run_id: str, result: RunResult) -> tuple[str, tuple[str, str]]:
-        return self.database.sql("INSERT INTO effects (run_id, outcome) VALUES (?, ?)"), (run_id, result.type)
+    def _effect(self, run_id: str, result: RunResult) -> tuple[str, tuple[str, str, str]]:
+        insert = "INSERT INTO effects (run_id, outcome, shown) VALUES (?, ?, ?)"
+        return self.database.sql(insert), (run_id, result.type, _shown(result))
 
     def _end_callback(self, run_id: str, context: list[str]) -> None:
         # What always does the same need not be counted, which leaves a file behind.
@@ -177,7 +198,10 @@ class Program:
         crash_points.reach("callback.end")
 
     def start(self, calls: Iterable[Call]) -> list[str]:
-        """Start runs, all in one transaction."""
+        """Start runs, all in one transaction; what is due later is started by itself."""
+        calls = list(calls)
+        if len(calls) == 1 and isinstance(calls[0], Later):
+            return [calls[0].start(self.app, self.retrier)]
         return self.retrier.run_many(self.app, calls)
 
     def start_in_own_transaction(self, *script: str, **options: Any) -> str:
@@ -208,6 +232,16 @@ class Program:
         with self.app:
             pass
         self.witness.close()
+
+
+def _shown(result: RunResult) -> str:
+    """Return a result as the audit trail has it."""
+    match result:
+        case Success(value):
+            return f"success:{json.dumps(value)}"
+        case Failed(error, error_type):
+            return f"failed:{error_type}: {error}"
+    return "canceled"
 
 
 def _item(script: list[str], number: int) -> str:

@@ -8,7 +8,8 @@ its functions logged. A life of a run goes from its start, or a `retry`, to its 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from crash_witness import Line
@@ -39,13 +40,25 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What happened to one run; one that has been removed has no row, and no attempts."""
+    """
+    What happened to one run.
+
+    Attributes:
+        row: Nothing if it has been removed.
+        attempts: Those that did not succeed; of a run that has been removed, as they were when it was.
+        effects: The outcomes that its callbacks have written; *shown*: with the result, as a change's note has it.
+        kept: What it was started with: its row, or what was noted of it when it was removed; or nothing.
+        clocks_apart_us: The database's clock, less that of *lines*.
+    """
 
     row: dict[str, Any]
     attempts: list[dict[str, Any]]
     changes: list[dict[str, Any]]
     effects: list[str]
     lines: list[Line]
+    kept: dict[str, Any] = field(default_factory=dict)
+    shown: list[str | None] = field(default_factory=list)
+    clocks_apart_us: int = 0
 
     @property
     def executions(self) -> int:
@@ -61,6 +74,13 @@ class Story:
     def is_removed(self) -> bool:
         """Whether it has been removed."""
         return not self.row
+
+    @property
+    def last(self) -> tuple[str, int]:
+        """In which state it is, or was before it was removed, and its last attempt."""
+        if self.row:
+            return self.row["state"], self.row["attempt"]
+        return (self.changes[-1]["old_state"], self.changes[-1]["attempt"]) if self.changes else ("pending", 0)
 
     @property
     def lives(self) -> list["Life"]:
@@ -113,12 +133,11 @@ def broken_rules(story: Story, *, complete: bool) -> Iterator[Broken]:
     yield from _states(story)
     yield from _results(story, lives)
     yield from _callbacks(story, lives)
-    yield from _due_times(story)
-    if story.is_removed:
-        return
-    yield from _attempts(story, lives)
-    yield from _executions(story, lives)
-    if complete:
+    yield from _unchanged(story)
+    if story.kept:
+        yield from _attempts(story, lives)
+        yield from _executions(story, lives)
+    if complete and story.row:
         yield from _end(story)
 
 
@@ -157,22 +176,29 @@ def _results(story: Story, lives: list[Life]) -> Iterator[Broken]:
                 yield Broken("zombie", f"I2: succeeded in attempt {end['attempt']}, and returned in {sorted(returned)}")
 
 
-def _due_times(story: Story) -> Iterator[Broken]:
-    """I7: no attempt is claimed before it is due, by the database's clock."""
-    for change in story.changes:
-        if (change["old_state"], change["state"]) == ("pending", "running"):
-            early = change["old_due_at"] - change["at"]
-            if early > CLOCK_US:
-                yield Broken("early", f"I7: attempt {change['attempt']} began {early} us before it was due")
+def _unchanged(story: Story) -> Iterator[Broken]:
+    """I3: what a completed run resulted in does not change until a retry."""
+    for before, change in pairwise(story.changes):
+        if change["old_state"] == change["state"] and change["state"] in COMPLETED and change["note"] != before["note"]:
+            yield Broken("illegal", f"I3: {before['note']} became {change['note']}")
+    row = story.row
+    if story.changes and row and row["state"] in COMPLETED:
+        shown = {
+            "succeeded": f"success:{row['result']}",
+            "failed": f"failed:{row['error_type']}: {row['error']}",
+            "canceled": "canceled",
+        }[row["state"]]
+        if shown != story.changes[-1]["note"]:
+            yield Broken("illegal", f"I3: {story.changes[-1]['note']} became {shown}, unseen")
 
 
 def _attempts(story: Story, lives: list[Life]) -> Iterator[Broken]:
     """I8: every failure is recorded once and counted once, and there are not more than the policy allows."""
-    row = story.row
-    max_failures = json.loads(row["options"])["max_failures"]
+    max_failures = json.loads(story.kept["options"])["max_failures"]
+    _, last = story.last
     numbers = [one["number"] for one in story.attempts]
-    if any(number > row["attempt"] for number in numbers):
-        yield Broken("executions", f"attempts {numbers} are recorded, and the last one was {row['attempt']}")
+    if any(number > last for number in numbers):
+        yield Broken("executions", f"attempts {numbers} are recorded, and the last one was {last}")
     failed = [one["number"] for one in story.attempts if one["error_type"] != "Canceled"]
     if not lives and failed:
         yield Broken("executions", f"attempts {failed} are recorded, and nothing has happened")
@@ -182,9 +208,6 @@ def _attempts(story: Story, lives: list[Life]) -> Iterator[Broken]:
             yield Broken("executions", f"I8: {failures} failures, and max_failures is {max_failures}")
         if recorded != failures:
             yield Broken("executions", f"I8: {failures} failures, and {recorded} recorded attempts")
-        ended = life.end is not None and life.end["state"] == "failed"
-        if ended and failures <= max_failures and row["deadline_at"] is None:
-            yield Broken("executions", f"failed for good after {failures} failures of {max_failures + 1}")
 
 
 def _executions(story: Story, lives: list[Life]) -> Iterator[Broken]:
@@ -193,7 +216,7 @@ def _executions(story: Story, lives: list[Life]) -> Iterator[Broken]:
     begun = [line.attempt for line in story.lines if line.event == "begin"]
     if len(begun) != len(set(begun)):
         yield Broken("executions", f"I2: attempts began as {begun}")
-    most = json.loads(story.row["options"])["max_failures"] + 1
+    most = json.loads(story.kept["options"])["max_failures"] + 1
     for life in lives:
         count = sum(map(life.has, begun))
         if count > most:
@@ -202,25 +225,32 @@ def _executions(story: Story, lives: list[Life]) -> Iterator[Broken]:
     if not claimed.issuperset(begun):
         yield Broken("executions", f"I2: attempts {begun} began, and {sorted(claimed)} were claimed")
     failed = {one["number"] for one in story.attempts}
-    last = story.row["attempt"]
-    if story.row["state"] in COMPLETED and not failed.issuperset(number for number in begun if number != last):
+    state, last = story.last
+    if state in COMPLETED and not failed.issuperset(number for number in begun if number != last):
         yield Broken("executions", f"I8: attempts {begun} began, and those that failed are {sorted(failed)}")
-    if story.row["state"] == "succeeded" and last in failed:
+    if state == "succeeded" and last in failed:
         yield Broken("zombie", f"I2: succeeded in attempt {last}, which had failed")
 
 
 def _callbacks(story: Story, lives: list[Life]) -> Iterator[Broken]:
     """I4: what a callback writes is there exactly once for each life in which it is done, and not before."""
-    done = Counter(OUTCOMES[life.last["state"]] for life in lives if life.callback[-1:] == ["done"])
+    ends = [life.end for life in lives if life.callback[-1:] == ["done"]]
+    done = Counter(OUTCOMES[end["state"]] for end in ends if end is not None)
     if Counter(story.effects) != done:
         yield Broken("callback", f"I4: callbacks of {dict(done)} are done, and their effects are {story.effects}")
+    results = Counter(end["note"] for end in ends if end is not None)
+    if None not in story.shown and Counter(story.shown) != results:  # some write no more than the outcome
+        yield Broken("callback", f"I4: results {dict(results)} were called back with, and {story.shown} were told")
     for life in lives:
         if life.callback not in ([], ["pending"], ["done"], ["pending", "done"]):
             yield Broken("callback", f"I4: the callback became {life.callback}")
-        if not story.is_removed and (life.end is not None and bool(story.row["on_complete"])) != bool(life.callback):
+        if story.kept and (life.end is not None and bool(story.kept["on_complete"])) != bool(life.callback):
             yield Broken("callback", f"I4: callback {life.callback}, run {life.last['state']}")
-        if life is not lives[-1] and life.callback[-1:] == ["pending"]:
-            yield Broken("callback", "I4: started afresh, and its callback was pending")
+        if life.callback[-1:] == ["pending"]:
+            if life is not lives[-1]:
+                yield Broken("callback", "I4: started afresh, and its callback was pending")
+            elif story.is_removed:
+                yield Broken("callback", "I4: removed, and its callback was never done")
     if not story.is_removed and story.row["callback_state"] != (lives[-1].last["callback"] if lives else "none"):
         yield Broken("callback", f"I4: callback {story.row['callback_state']}, and the history says something else")
 

@@ -1,7 +1,9 @@
 """What clients of the crash tests were told: a log of each call's invocation and answer, which survives them."""
 
+import bisect
 import itertools
 import json
+import math
 import os
 import secrets
 import time
@@ -54,6 +56,30 @@ class Batch:
     """``started``, ``rolled back`` or unknown."""
 
 
+class Writes:
+    """Writes that clients know to have been committed: when they were begun and over, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[float, float]] = []
+        self._begun: list[float] = []
+        self._over: list[float] = []
+
+    def add(self, begun: float, over: float) -> None:
+        """Take in one."""
+        self._known.append((begun, over))
+        self._begun = []
+
+    def over_by(self, instant: float) -> float:
+        """Return when the first was over of those that were begun after an instant."""
+        if not self._begun:
+            self._known.sort()
+            self._begun = [begun for begun, _ in self._known]
+            backwards = itertools.accumulate((over for _, over in reversed(self._known)), min)
+            self._over = [*backwards][::-1]
+        place = bisect.bisect_right(self._begun, instant)
+        return self._over[place] if place < len(self._over) else math.inf
+
+
 @dataclass
 class Told:
     """What all clients together were told."""
@@ -65,6 +91,7 @@ class Told:
     """The ids that were returned for an idempotency key."""
     operations: dict[str, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     """The calls about a run, in microseconds of the monotonic clock."""
+    writes: Writes = field(default_factory=Writes)
     calls: int = 0
     unanswered: int = 0
 
@@ -108,3 +135,5 @@ def _take_in(told: Told, invoked: list[Any], answered: int | None, answer: Any) 
         told.acknowledged.update(answer)
         if details.get("key") is not None:
             told.keys[details["key"]].update(answer)
+        elif answered is not None:  # of a key that was known nothing is written
+            told.writes.add(at, answered)

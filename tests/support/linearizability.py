@@ -9,7 +9,6 @@ these times, in which each answer is true: that is searched for, exactly.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 IN_PROGRESS = "inProgress"
 GONE = "notFound"
@@ -21,18 +20,23 @@ UNKNOWN = "unknown"
 @dataclass(frozen=True, slots=True)
 class Step:
     """
-    A change of a run's status, as the audit trail has it.
+    A change of a run, as the audit trail has it.
 
     Attributes:
-        kind: What leads to it: a worker's report, a caller's `cancel` or `retry`, the removal of the run.
+        kind: What leads to it: ``complete``, ``remove`` or other ``work`` of a worker's; a caller's ``cancel`` or
+            ``retry``, or ``hasten``, which is a retry of a run that backs off.
         status: What `status` says from then on: ``inProgress``, ``canceled``, ``success:...``, ``failed:...``, `GONE`.
         earliest: Its instant is not before this one; *latest*: nor after that one.
+        busy: From then on it executes, or its callback is pending: `retry` is refused.
+        due: A run that waits is due from this instant on: until then a `retry` hastens it.
     """
 
-    kind: Literal["complete", "cancel", "retry", "remove"]
+    kind: str
     status: str
     earliest: float = -math.inf
     latest: float = math.inf
+    busy: bool = False
+    due: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,12 @@ def explain(steps: Sequence[Step], operations: Sequence[Operation]) -> str | Non
     return f"no order makes this true: {told or 'no call'}. What happened: {happened or 'nothing'}"
 
 
+_STARTED = Step("work", IN_PROGRESS)
+"""What a run begins with: that it waits."""
+_CAUSES = {"cancel": "cancel", "retry": "retry", "hasten": "retry"}
+"""By which call a step is made, if by any."""
+
+
 class _History:
     """The search: depth first, with a memory of what has led nowhere."""
 
@@ -81,44 +91,49 @@ class _History:
 
     def _search(self, taken: int, left: frozenset[int]) -> bool:
         """Go on after so many steps have been taken, with the operations that are left."""
-        status = self._steps[taken - 1].status if taken else IN_PROGRESS
-        left = self._without_what_only_looks(taken, left, status)
+        left = self._without_what_only_looks(taken, left)
         if taken == len(self._steps) and all(self._operations[number].answer == UNKNOWN for number in left):
             return True
         if (taken, left) in self._dead_ends:
             return False
-        if any(self._search(*state) for state in self._next(taken, left, status)):
+        if any(self._search(*state) for state in self._next(taken, left)):
             return True
         self._dead_ends.add((taken, left))
         return False
 
-    def _without_what_only_looks(self, taken: int, left: frozenset[int], status: str) -> frozenset[int]:
+    def _now(self, taken: int) -> Step:
+        """Return the step that has made the run what it is."""
+        return self._steps[taken - 1] if taken else _STARTED
+
+    def _without_what_only_looks(self, taken: int, left: frozenset[int]) -> frozenset[int]:
         """Let operations happen that change nothing and are true now: later they would do no better."""
         while True:
             until = self._until(taken, left)
-            looking = {n for n in left if _only_looks(self._operations[n], status)}
+            looking = {n for n in left if _only_looks(self._operations[n], self._now(taken))}
             now = {n for n in looking if self._operations[n].invoked <= until}
             if not now:
                 return left
             left -= now
 
-    def _next(self, taken: int, left: frozenset[int], status: str) -> Iterator[tuple[int, frozenset[int]]]:
+    def _next(self, taken: int, left: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
         """Return where one can go from here."""
         until = self._until(taken, left)
         if taken < len(self._steps):
             step = self._steps[taken]
             # Whoever was answered before it could happen must have had his turn.
             if all(self._operations[number].answered >= step.earliest for number in left):
-                if step.kind in {"complete", "remove"}:
+                cause = _CAUSES.get(step.kind)
+                if cause is None:
                     yield taken + 1, left
                 else:
                     for number in left:
                         operation = self._operations[number]
-                        causes = operation.kind == step.kind and operation.answer in {"true", "ok", UNKNOWN}
+                        causes = operation.kind == cause and operation.answer in {"true", "ok", UNKNOWN}
                         if causes and operation.invoked <= until:
                             yield taken + 1, left - {number}
-        if status == IN_PROGRESS:
-            # A run that backs off is made due, which no status shows.
+        now = self._now(taken)
+        if now.status == IN_PROGRESS and not now.busy and until >= now.due:
+            # A retry of a run that is on its way does nothing.
             for number in left:
                 operation = self._operations[number]
                 if (operation.kind, operation.answer) == ("retry", "ok") and operation.invoked <= until:
@@ -131,8 +146,9 @@ class _History:
         return min(answered, default=math.inf) if latest == math.inf else min([latest, *answered])
 
 
-def _only_looks(operation: Operation, status: str) -> bool:
-    """Tell whether an operation that changes nothing is told the truth at a status."""
+def _only_looks(operation: Operation, now: Step) -> bool:
+    """Tell whether an operation that changes nothing is told the truth after a step."""
+    status = now.status
     if GONE in {operation.answer, status}:
         return operation.answer == status
     match operation.kind, operation.answer:
@@ -141,7 +157,7 @@ def _only_looks(operation: Operation, status: str) -> bool:
         case "cancel", "false":
             return status != IN_PROGRESS
         case "retry", "RunSucceeded":
-            return status.startswith("success")
+            return status.startswith("success") and not now.busy
         case "retry", "RunInProgress":
-            return True  # it executes, or its callback is pending, which no status shows
+            return now.busy
     return False

@@ -4,6 +4,11 @@ import pytest
 
 from ..support.linearizability import GONE, IN_PROGRESS, UNKNOWN, Operation, Step, explain
 
+CLAIMED = Step("work", IN_PROGRESS, busy=True)
+BACKS_OFF = Step("work", IN_PROGRESS, due=50)
+HASTENED = Step("hasten", IN_PROGRESS)
+OWES = Step("complete", "failed:RuntimeError", busy=True)
+CALLED_BACK = Step("work", "failed:RuntimeError")
 DONE = Step("complete", "success:1")
 FAILED = Step("complete", "failed:RuntimeError")
 CANCELED = Step("cancel", "canceled")
@@ -52,9 +57,19 @@ TRUE = {
         [told("retry", "ok", 0, 1), told("retry", "ok", 2, 3), told("status", "success:1", 4, 5)],
     ),
     "a retry that came too late, or too early": (
-        [DONE],
+        [CLAIMED, DONE],
         [told("retry", "RunInProgress", 0, 1), told("retry", "RunSucceeded", 2, 3)],
     ),
+    "a retry while the callback is pending, and one after it": (
+        [CLAIMED, OWES, CALLED_BACK, AFRESH],
+        [told("status", "failed:RuntimeError", 0, 1), told("retry", "RunInProgress", 2, 3), told("retry", "ok", 4, 5)],
+    ),
+    "a retry that hastens a run, and one that need not": (
+        [CLAIMED, BACKS_OFF, HASTENED, CLAIMED, DONE],
+        [told("retry", "RunInProgress", 0, 1), told("retry", "ok", 2, 3), told("retry", "ok", 4, 5)],
+    ),
+    "a retry of a run that is due by itself": ([CLAIMED, BACKS_OFF, CLAIMED, DONE], [told("retry", "ok", 40, 60)]),
+    "a retry without an answer that hastened a run": ([CLAIMED, BACKS_OFF, HASTENED], [told("retry", UNKNOWN, 0)]),
     "a run that was removed": ([DONE, REMOVED], [told("status", "success:1", 0, 1), told("cancel", GONE, 2, 3)]),
     "an old status while the step may still be to come": (
         [Step("complete", "success:1", earliest=5, latest=9)],
@@ -69,6 +84,28 @@ def test_what_can_be_true_passes(name):
 
 
 LIES = {
+    "in progress, says a retry, and it has failed for good": (
+        [CLAIMED, FAILED],
+        [told("status", "failed:RuntimeError", 0, 1), told("retry", "RunInProgress", 2, 3)],
+    ),
+    "in progress, says a retry, and nobody has claimed it": ([], [told("retry", "RunInProgress", 0, 1)]),
+    "started afresh, says a retry, and it executes": (
+        [Step("work", IN_PROGRESS, latest=1, busy=True), Step("complete", "success:1", earliest=9)],
+        [told("retry", "ok", 2, 3)],
+    ),
+    "started afresh, says a retry, and the callback is pending": (
+        [Step("complete", "failed:E", latest=1, busy=True), Step("work", "failed:E", earliest=9)],
+        [told("retry", "ok", 2, 3)],
+    ),
+    "succeeded, says a retry, and the callback is pending": (
+        [Step("complete", "success:1", busy=True)],
+        [told("retry", "RunSucceeded", 2, 3)],
+    ),
+    "a retry that did not hasten a run": (
+        [Step("work", IN_PROGRESS, latest=1, due=50), Step("work", IN_PROGRESS, earliest=50, busy=True)],
+        [told("retry", "ok", 2, 3)],
+    ),
+    "a run that was hastened, and nobody called": ([CLAIMED, BACKS_OFF, HASTENED], [told("status", IN_PROGRESS, 0, 1)]),
     "a status that goes back": ([DONE], [told("status", "success:1", 0, 1), told("status", IN_PROGRESS, 2, 3)]),
     "a result that the run never had": ([DONE], [told("status", "success:2", 0, 1)]),
     "a result of a run that goes on": ([], [told("status", "success:1", 0, 1)]),
