@@ -29,6 +29,7 @@ PROMISES = {
     "told": "histories of status, cancel and retry that no order explains",
     "final": "ends that changed (I3)",
     "rolled back": "runs of transactions that were rolled back (I6)",
+    "taken": "executions taken from a worker that nothing had been done to (I1)",
     "illegal": "other illegal states (I1, I2)",
     "damage": "damage to the database",
     "left": "workers left behind",
@@ -38,7 +39,6 @@ WORK = {
     "lost_executions": "executions lost with their worker",
     "refused_reports": "of these, had returned, then or later, which counts for nothing",
     "most_losses_of_a_run": "most such losses of one run that kills nobody",
-    "taken_from_the_living": "executions taken from a worker that nothing had been done to",
     "late_beginnings": "executions that began after their heirs, and counted for nothing",
     "callbacks": "callbacks whose writes were committed",
     "retries": "runs started afresh by retry",
@@ -59,6 +59,8 @@ RECOVERY_IS = (
     " whatever else is broken at that time."
 )
 _VERSIONS = {"sqlite": "SELECT sqlite_version() AS version", "postgres": "SHOW server_version"}
+EXCUSES_US = 30_000_000
+"""What was done to a worker longer than that before it began an execution is over: no reason to lose that one."""
 SLOWEST = 10
 """Of so many of the slowest recoveries it is told which they were."""
 
@@ -143,10 +145,12 @@ class Evidence:
 
     def _account_for(self, run_id: str, pid: int, begun_at_us: int, again_at_us: int) -> None:
         """Find what cut an execution off, and note how long the next one took to begin."""
-        between = [(at, what) for at, what in self._injuries.get(pid, []) if at <= again_at_us]
+        since_us = begun_at_us - EXCUSES_US
+        between = [(at, what) for at, what in self._injuries.get(pid, []) if since_us <= at <= again_at_us]
         after = [(at, what) for at, what in between if at >= begun_at_us]
         if not between:
             self.taken_for_dead.append(run_id)
+            self.broken.append((run_id, Broken("taken", f"I1: taken from process {pid}, to which nothing was done")))
             return
         at, what = after[0] if after else between[-1]
         took_s = (again_at_us - at) / 1e6
@@ -271,7 +275,6 @@ class Evidence:
             "lost_executions": self.lost_attempts,
             "refused_reports": self.refused,
             "most_losses_of_a_run": self.most_losses,
-            "taken_from_the_living": len(self.taken_for_dead),
             "late_beginnings": self.late,
             "callbacks": self.effects,
             "retries": self.retries,

@@ -67,10 +67,11 @@ class Injector:
         while self._ends and self._ends[0][0] <= time.monotonic():
             heapq.heappop(self._ends)[2]()
 
-    def end_all(self) -> None:
-        """End everything now."""
+    def let_end(self) -> None:
+        """Wait until everything has ended."""
         while self._ends:
-            heapq.heappop(self._ends)[2]()
+            self.tick()
+            self.fleet.pause()
 
     def close(self) -> None:
         """Wait for those who are at it, and let go of everything."""
@@ -140,14 +141,24 @@ class Injector:
             return
         self.fleet.injure(slot, fault.kind)
         slot.process.signal(signal.SIGSTOP)
+        process = slot.process
+        self.hold_past_lease(slot, fault, lambda: process.signal(signal.SIGCONT))
+
+    def hold_past_lease(self, slot: Slot, fault: Fault, end: Callable[[], None]) -> None:
+        """Leave a worker alone with what is done to it, until that has outlasted its lease; only then it counts."""
+        process, begun_at, lease_s = slot.process, time.monotonic(), self.lease_s
         slot.is_held = True
 
         def go_on() -> None:
-            slot.process.signal(signal.SIGCONT)
+            lasted_s = time.monotonic() - begun_at
+            end()
             slot.is_held = False
-            self.count[fault.kind] += 1
+            if lasted_s > lease_s and slot.process is process and process.is_running:
+                self.count[fault.kind] += 1
+            else:
+                self.later(0, lambda: self.inject(fault))  # a run has killed it, or somebody is in a hurry: once more
 
-        self.later(1.5 * self.lease_s + 1, go_on)
+        self.later(1.5 * lease_s + 1, go_on)
 
     # Data.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import psycopg
 from crash_database import CrashDatabase
-from postgres_proxy import Proxy
+from postgres_proxy import Proxy, writes
 from postgres_server import Server
 
 from .faults import Injector, Outage
@@ -14,7 +14,7 @@ from .fleet import Fleet, now_us
 from .plan import Fault
 
 READ_ONLY_S = 2.0
-LOSES_FOR_S = 4.0
+LOSES_FOR_S = 8.0
 SLOW_S = 3.0
 LATENCY_S = 0.05
 HALF_OPEN_S = 4.0
@@ -22,14 +22,14 @@ REFUSES_S = 2.0
 
 
 class Losing:
-    """Decides that a number of COMMITs, or their answers, get lost."""
+    """Decides that a number of COMMITs of something written, or their answers, get lost."""
 
-    def __init__(self, most: int) -> None:
-        self._left = most
+    def __init__(self, proxy: Proxy, most: int) -> None:
+        self._proxy = proxy
+        self._until = proxy.lost + most
 
-    def __call__(self, _: bytes) -> bool:
-        self._left -= 1
-        return self._left >= 0
+    def __call__(self, transaction: bytes) -> bool:
+        return writes(transaction) and self._proxy.lost < self._until
 
 
 class PostgresInjector(Injector):
@@ -49,11 +49,12 @@ class PostgresInjector(Injector):
             for statement in statements:
                 connection.execute(statement)
 
-    def _through(self, fault: Fault) -> Proxy:
-        """Return the victim's network, having noted what is done to it."""
-        if fault.victim < len(self._proxies) - 1:
-            self.fleet.injure(self.fleet.workers[fault.victim], fault.kind)
-        self.count[fault.kind] += 1
+    def _through(self, fault: Fault) -> Proxy | None:
+        """Return the network of a worker that is at work, having noted what is done to it."""
+        slot = self.worker(fault)
+        if slot is None:
+            return None
+        self.fleet.injure(slot, fault.kind)
         return self._proxies[fault.victim]
 
     # The server.
@@ -117,7 +118,7 @@ class PostgresInjector(Injector):
         proxy = self._proxies[fault.victim]
         self._end_losing.pop(proxy, lambda: None)()
         before = proxy.lost
-        proxy.loses_request, proxy.loses = loses_request, Losing(fault.amount)
+        proxy.loses_request, proxy.loses = loses_request, Losing(proxy, fault.amount)
 
         def end() -> None:
             proxy.loses = lambda _: False
@@ -134,13 +135,17 @@ class PostgresInjector(Injector):
     def do_partition(self, fault: Fault) -> None:
         """Nothing gets through to a worker, or from it, for longer than its lease; nobody is told."""
         proxy = self._through(fault)
-        proxy.swallow()
-        self.later(1.5 * self.lease_s + 1, proxy.flow)
+        if proxy is not None:
+            proxy.swallow()
+            self.hold_past_lease(self.fleet.workers[fault.victim], fault, proxy.flow)
 
     def do_delay(self, fault: Fault) -> None:
         """Each message takes its time."""
         proxy = self._through(fault)
+        if proxy is None:
+            return
         proxy.latency_s = LATENCY_S
+        self.count[fault.kind] += 1
 
         def end() -> None:
             proxy.latency_s = 0.0
@@ -149,19 +154,27 @@ class PostgresInjector(Injector):
 
     def do_cut(self, fault: Fault) -> None:
         """All connections of a worker are reset."""
-        self._through(fault).cut()
+        proxy = self._through(fault)
+        if proxy is not None:
+            proxy.cut()
+            self.count[fault.kind] += 1
 
     def do_half_open(self, fault: Fault) -> None:
         """The server's ends of all connections are gone, and the worker does not hear of it."""
         proxy = self._through(fault)
-        proxy.half_open()
-        self.later(HALF_OPEN_S, proxy.cut)
+        if proxy is not None:
+            proxy.half_open()
+            self.count[fault.kind] += 1
+            self.later(HALF_OPEN_S, proxy.cut)
 
     def do_refuse(self, fault: Fault) -> None:
         """No connection is accepted for a while."""
         proxy = self._through(fault)
+        if proxy is None:
+            return
         proxy.refuses = True
         proxy.cut()
+        self.count[fault.kind] += 1
 
         def end() -> None:
             proxy.refuses = False

@@ -10,7 +10,7 @@ CLIENTS = 2
 OWNERS = 10
 """Threads of the clients that start runs in transactions of their own."""
 ROUND_S = 60
-LOST_ANSWERS = 8
+LOST_ANSWERS = 10
 """How many answers to COMMIT get lost in a row."""
 LONGEST_FIRST_WRITES = 60
 """At which write, after this many at most, a worker is killed."""

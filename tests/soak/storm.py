@@ -111,7 +111,7 @@ class Storm:
                 self.fleet.pause()
         if is_stopped():
             self.stopped_s = self._elapsed
-        injector.end_all()
+        injector.let_end()
 
     @property
     def _elapsed(self) -> float:
@@ -131,7 +131,7 @@ class Storm:
 
     def _lengthen_leases(self, injector: Injector) -> None:
         """From here on workers are as they are by default."""
-        injector.end_all()
+        injector.let_end()
         self.fleet.end(self.fleet.workers)
         self.lease_s = injector.lease_s = LONG_LEASE_S
         self.fleet.workers = self._workers()
