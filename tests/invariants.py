@@ -65,7 +65,8 @@ def _check_attempts(snapshot: Snapshot, runs: dict[str, dict[str, Any]]) -> None
         key = (attempt["run_id"], attempt["number"])
         assert key not in seen, "I2: attempt numbers are never reused"
         seen.add(key)
-        run = runs[attempt["run_id"]]  # a removed run leaves no history
+        assert attempt["run_id"] in runs, "I9: a removed run leaves no history"
+        run = runs[attempt["run_id"]]
         assert 1 <= attempt["number"] <= run["attempt"]
         if run["state"] in {"running", "succeeded"}:
             assert attempt["number"] < run["attempt"], "I2: the current attempt has not failed"

@@ -2,7 +2,8 @@
 Plant one bug at a time in a copy of the source, and see which test notices.
 
 A suite proves something only if it can fail. The bugs of tests/mutants/planted.toml are of the kinds that libraries
-like this one have shipped; all must die, by a test that names the promise. First the tests must pass without any.
+like this one have shipped; all must die, by a test that names the promise. First the tests must pass without any. A
+test that could not run, or did not end, is no kill: it would fail as well with a bug that breaks nothing it tests.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ PLANTED = ROOT / "tests" / "mutants" / "planted.toml"
 LIMIT_S = 600
 FAILED, NOTHING_RAN = 1, 5
 """Exit codes of pytest."""
+NO_PROOF = re.compile(r"Timeout \(>|ImportError|ModuleNotFoundError|SyntaxError|NameError|syntax error|near \"")
+"""In why a test failed: it has not judged the promise."""
+WIDTH = 240
+"""Of a line of pytest's: a cut one does not say why."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Found:
     promise: str
     shipped: str
     killed_by: str = ""
+    because: str = ""
     trouble: str = ""
     took_s: float = 0.0
     files: list[str] = field(default_factory=list)
@@ -86,7 +92,7 @@ def load(wanted: Sequence[str]) -> list[Bug]:
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Run tests on a copy; return pytest's exit code and what it printed."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:randomly", "-p", "no:cacheprovider", "--tb=line"]
-    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": str(WIDTH)}
     try:
         done = subprocess.run(  # noqa: S603 - our own tests
             [*command, "-m", "not slow", *tests],
@@ -98,7 +104,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        return FAILED, f"FAILED (all of them) - no end within {LIMIT_S} s\n{error.stdout!r}"
+        return FAILED, f"no end within {LIMIT_S} s\n{error.stdout!r}"
     return done.returncode, done.stdout + done.stderr
 
 
@@ -111,12 +117,22 @@ def kill(bug: Bug, copy: Path) -> Found:
         change.apply(copy)
     code, told = run_tests(copy, bug.tests)
     found.took_s = time.monotonic() - began
-    failed = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", told, re.MULTILINE)
+    # A test that fails may leave what its teardown stumbles over: the failure comes first.
+    failed = _reason("FAILED", told) or _reason("ERROR", told)
     if code == FAILED and failed is not None:
-        found.killed_by = failed[1]
+        found.because = failed[2] or ""
+        if NO_PROOF.search(found.because):
+            found.trouble = f"no proof by {failed[1]}: {found.because}"
+        else:
+            found.killed_by = failed[1]
     elif code != 0:
         found.trouble = f"pytest ended with {code}: {told[-500:]}"
     return found
+
+
+def _reason(kind: str, told: str) -> re.Match[str] | None:
+    """Find the first test of a kind in pytest's summary, and why it is there."""
+    return re.search(rf"^{kind} (tests/.+?)(?: - (.*))?$", told, re.MULTILINE)
 
 
 def restore(copy: Path) -> None:
@@ -137,13 +153,13 @@ def make_copy(parent: Path, number: int) -> Path:
     return copy
 
 
-def check_sound(bugs: Sequence[Bug], copy: Path) -> None:
-    """Refuse to go on where the tests fail already."""
-    for tests in dict.fromkeys(bug.tests for bug in bugs):
-        code, told = run_tests(copy, tests)
-        if code != 0:
-            what = "select nothing" if code == NOTHING_RAN else "fail without any bug"
-            raise SystemExit(f"{' '.join(tests)}: these tests {what}\n{told[-2000:]}")
+def what_is_unsound(copy: Path, tests: Sequence[str]) -> str:
+    """Tell how tests fail already; nothing if they pass."""
+    code, told = run_tests(copy, tests)
+    if code == 0:
+        return ""
+    what = "select nothing" if code == NOTHING_RAN else "fail without any bug"
+    return f"{' '.join(tests)}: these tests {what}\n{told[-2000:]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,22 +175,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs):
             copies.put(make_copy(Path(folder), number))
-        if not options.unchecked:
-            first = copies.get()
-            check_sound(bugs, first)
-            copies.put(first)
 
-        def kill_one(bug: Bug) -> Found:
+        def in_a_copy(work: Callable[[Path], Any]) -> Any:
             copy = copies.get()
             try:
-                found = kill(bug, copy)
+                return work(copy)
             finally:
                 copies.put(copy)
+
+        def kill_one(bug: Bug) -> Found:
+            found = in_a_copy(lambda copy: kill(bug, copy))
             if not options.json:
                 print(told(found), flush=True)
             return found
 
         with ThreadPoolExecutor(options.jobs) as threads:
+            groups = [] if options.unchecked else list(dict.fromkeys(bug.tests for bug in bugs))
+            unsound = threads.map(lambda tests: in_a_copy(lambda copy: what_is_unsound(copy, tests)), groups)
+            problems = [problem for problem in unsound if problem]
+            if problems:
+                raise SystemExit("\n".join(problems))
             all_found = list(threads.map(kill_one, bugs))
     alive = [found for found in all_found if not found.killed_by]
     if options.json:
@@ -187,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def told(found: Found) -> str:
     """Return what people read of one."""
     if found.killed_by:
-        fate = f"killed by {found.killed_by}"
+        fate = f"killed by {found.killed_by}\n    because {found.because}"
     else:
         fate = f"TROUBLE: {found.trouble}" if found.trouble else "ALIVE"
     shipped = f"\n    shipped {found.shipped}" if found.shipped else ""

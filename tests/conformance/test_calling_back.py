@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from action_retrier import _pace
-from action_retrier._ops.claims import ANY_LOSSES, Claimant
+from action_retrier._ops.claims import ANY_LOSSES, Claimant, claim_callbacks
 from action_retrier._ops.control import cancel_run
 from action_retrier._reporter import Reporter
 from action_retrier._suspects import Suspects
@@ -112,6 +112,51 @@ async def fail_to_write(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr(caller.bench.completion, "call_back", away)
         with pytest.raises(DatabaseUnavailable):
             await caller.call_back()
+
+
+async def test_a_callback_whose_claim_got_no_answer_is_given_back_and_called(caller: Caller) -> None:
+    """I4: its claim was committed, and nobody here knows what it has brought. The try that was no try is not counted."""
+    run_id, other = caller.owe("stray"), caller.owe("not due yet")
+    caller.bench.store.write(claim_callbacks, caller.worker, 1, max_losses=0)
+    assert caller.state(run_id) == ("pending", 1, caller.worker.id)
+
+    await caller.reporter.return_strays({run_id}, caller.worker.id, caller.reporter.callbacks)
+
+    assert (caller.state(run_id), caller.state(other)) == (GIVEN_BACK, GIVEN_BACK)
+    await caller.call_back()
+    assert (caller.state(run_id), sorted(caller.bench.notes)) == (DONE, ["not due yet", "stray"])
+
+
+@pytest.mark.parametrize(
+    ("known", "what"),
+    [("now", "it is known"), ("before", "it has been claimed since"), ("changing", "one is being claimed")],
+)
+async def test_a_callback_that_a_worker_knows_of_or_may_come_to_know_of_is_not_given_back(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, known: str, what: str
+) -> None:
+    """I4: another worker would call it beside us."""
+    run_id = caller.owe("ours", losses=1)
+    before = caller.reporter.callbacks
+    assert before == frozenset()
+    await fail_to_write(caller, monkeypatch)
+    assert caller.reporter.callbacks == {run_id}
+    asked = {"now": caller.reporter.callbacks, "before": before, "changing": None}[known]
+
+    await caller.reporter.return_strays({run_id}, caller.worker.id, asked)
+
+    assert caller.state(run_id) == ("pending", 1, caller.worker.id), what
+
+
+async def test_what_is_claimed_is_not_known_while_a_claim_is_under_way(caller: Caller) -> None:
+    """I4: what is ours in the database then may be what the claim is about to bring."""
+    run_id = caller.owe("claimed now")
+    known: list[Any] = []
+    caller.during_claim = lambda: known.append(caller.reporter.callbacks)
+
+    await caller.call_back()
+
+    assert known[0] is None
+    assert (caller.state(run_id), caller.reporter.callbacks) == (DONE, frozenset())
 
 
 async def test_a_suspect_that_could_not_be_called_is_called_again(

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from action_retrier._clock import SystemClock
 from action_retrier._lifecycle import NotBegun, Raised, Succeeded, WorkerStopped
 from action_retrier._ops.claims import ANY_LOSSES, NextDue, claim_runs, next_due
 from action_retrier._ops.control import cancel_run
@@ -13,7 +15,7 @@ from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, recover_worker
 from action_retrier.drivers import open_database
 
-from ..stores import NAMESPACE, Store
+from ..stores import NAMESPACE, Store, System
 
 
 def test_a_claim_begins_the_next_attempt(store: Store) -> None:
@@ -53,6 +55,30 @@ def test_no_attempt_starts_before_it_is_due(store: Store) -> None:
     store.clock.advance(0.001)
     assert store.next_due(worker) == NextDue(0, None)
     assert store.claim_ids(worker) == [run_id]
+
+
+class WrongClock(SystemClock):
+    """The clock of a machine whose date is wrong."""
+
+    def __init__(self, days: int) -> None:
+        self._off_us = days * 86_400_000_000
+
+    def now_us(self) -> int:
+        return super().now_us() + self._off_us
+
+
+@pytest.mark.postgres("on SQLite there is one machine, and its clock counts")
+@pytest.mark.parametrize(("starter_days", "worker_days"), [(0, 1), (0, -1), (1, 0), (-1, 0)])
+def test_the_servers_clock_decides_what_is_due_however_wrong_others_are(
+    system: System, starter_days: int, worker_days: int
+) -> None:
+    """I7: neither who starts a run nor who claims it is asked for the time."""
+    clocks: list[Any] = [WrongClock(starter_days), WrongClock(worker_days)]
+    with contextlib.ExitStack() as opened:
+        starter, claimer = (opened.enter_context(contextlib.closing(Store(system, "sync", one))) for one in clocks)
+        due, _ = starter.start(), starter.start(delay_ms=3_600_000)
+
+        assert claimer.claim_ids(claimer.worker()) == [due]
 
 
 def test_no_attempt_begins_at_or_after_the_deadline(store: Store) -> None:

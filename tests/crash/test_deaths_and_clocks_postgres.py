@@ -102,7 +102,9 @@ def test_workers_whose_clocks_are_a_day_wrong_start_nothing_early_and_nothing_la
     stories = scene.verdict()
     for number, run_id in enumerate(scene.started):
         due_s = LATER_MS / 1000 if number % 2 else 0
-        first, second = [line.at_us for line in stories[run_id].lines if line.event == "begin"]
+        begun = [line.at_us for line in stories[run_id].lines if line.event == "begin"]
+        assert len(begun) == 2, f"I7: due by the server's clock, and begun then: {stories[run_id].row}"
+        first, second = begun
         assert due_s <= (first - asked_at_us) / 1e6 <= due_s + NOT_LATER_THAN_S
         assert 0.5 <= (second - first) / 1e6 <= 0.5 + NOT_LATER_THAN_S
         assert stories[run_id].row["state"] == "succeeded"
