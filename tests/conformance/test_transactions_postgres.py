@@ -24,7 +24,7 @@ from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
-from action_retrier.drivers.postgres import commits, session
+from action_retrier.drivers.postgres import commits, resets, session
 from action_retrier.drivers.postgres import database as database_module
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
@@ -249,6 +249,61 @@ def test_a_commit_that_the_server_makes_a_rollback_is_an_error(store: Store) -> 
     assert store.system.notes() == []
 
 
+LATE = "CREATE TEMP TABLE late (number int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO late VALUES (7), (7)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "error", "is_swallowed"),
+    [
+        ("SELECT 1", None, False),
+        ("SELECT 1 / 0", "zero", False),
+        ("SELECT 1 / 0", "aborted", True),
+        (LATE, "late", False),
+    ],
+)
+def test_a_lock_of_the_session_that_user_code_leaves_does_not_outlive_its_transaction(
+    store: Store, statement: str, error: str | None, *, is_swallowed: bool
+) -> None:
+    """Whoever waits for it would do so for as long as the connection idles."""
+    expected = pytest.raises(psycopg.Error, match=error) if error else contextlib.nullcontext()
+    with expected, store.transaction() as transaction, transaction.user_code():
+        transaction.connection.execute("SELECT pg_advisory_lock(4711)")
+        with contextlib.suppress(psycopg.Error) if is_swallowed else contextlib.nullcontext():
+            transaction.connection.execute(statement)
+
+    with store.system.connect() as connection:
+        held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
+        assert connection.execute(held).fetchall() == []
+
+
+def test_a_commit_that_was_canceled_is_asked_after(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have happened: what is done in the same exchange may have been what was canceled."""
+    slow = resets.Resets(leftovers=(), unlock=("SET statement_timeout = 1", "SELECT pg_sleep(1)"))
+    monkeypatch.setattr(store.database, "_resets", slow)
+    with store.transaction() as transaction, transaction.user_code():
+        transaction.note("once")
+
+    assert store.system.notes() == ["once"]
+
+
+def test_a_server_that_knows_less_is_served_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some speak PostgreSQL's language, and have no advisory locks, say, or no such settings."""
+    nothing = "SELECT pg_catalog.no_such_function()"
+    wanted = resets.Resets(("RESET NOTHING OF IT", "RESET ROLE"), ("CLOSE ALL", nothing), (nothing,))
+    monkeypatch.setattr(resets, "EVERYTHING", wanted)
+    monkeypatch.setattr(session, "_PLANNING", "SET no_such_setting = 1")
+    store.database.close()
+
+    with store.transaction() as transaction:
+        with transaction.user_code():
+            transaction.note("served")
+        with transaction.savepoint():
+            pass
+
+    assert store.system.notes() == ["served"]
+    assert store.status(store.start()) == InProgress()
+
+
 def test_a_transaction_that_cannot_begin_says_why(store: Store) -> None:
     """Its connection is not used any more, and the next one finds another."""
     nonsense: Any = "as nobody likes it"
@@ -335,10 +390,10 @@ def test_a_transaction_whose_commit_may_not_have_happened_says_so(
 ) -> None:
     """It is user code's: nobody does it again."""
 
-    async def lose_async(*args: Any) -> None:
-        lose(*args)
+    async def lose_async(*args: Any, **kwargs: Any) -> None:
+        lose(*args, **kwargs)
 
-    def lose(_: Any, target: Any, mark: Any) -> None:
+    def lose(_: Any, target: Any, mark: Any, **__: Any) -> None:
         raise commits.CommitInDoubt(target, mark)
 
     monkeypatch.setattr(database_module, "commit", lose)

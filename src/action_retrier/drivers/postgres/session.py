@@ -28,7 +28,8 @@ _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each
 # statement names the index that it walks by its conditions, however the rows are distributed.
-_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed'"
+_SETTINGS = "SET default_transaction_isolation = 'read committed'"
+_PLANNING = "SET plan_cache_mode = force_generic_plan"
 
 
 def told_now_us(clock: Clock) -> int | None:
@@ -129,7 +130,12 @@ class Session(Jobs):
             self._connection = connect(self._target)
             if self._target.direct:  # elsewhere nothing is prepared
                 with deadlines.within(CALL_S, self._connection):
-                    tell(self._connection, _SETTINGS)
+                    try:
+                        tell(self._connection, f"{_SETTINGS}; {_PLANNING}")
+                    except (
+                        psycopg.errors.UndefinedObject
+                    ):  # only something like PostgreSQL, which knows no such setting
+                        tell(self._connection, _SETTINGS)
         return self._connection
 
     def _begin(self, connection: psycopg.Connection[Any]) -> Mark | None:
