@@ -1,5 +1,6 @@
 """Transactions on PostgreSQL: rows that somebody else holds, sessions that die, servers that do not answer."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -274,6 +275,26 @@ def test_a_lock_of_the_session_that_user_code_leaves_does_not_outlive_its_transa
     with store.system.connect() as connection:
         held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
         assert connection.execute(held).fetchall() == []
+
+
+async def test_a_canceled_call_through_ctx_leaves_its_transaction_usable(bench: Bench) -> None:
+    """And what comes back from it is all or nothing, wherever the cancellation meets it."""
+    told, canceled = 0, 0
+    async with bench.store.database.transaction("read committed") as transaction, transaction.user_code():
+        for number in range(60):
+            call = asyncio.ensure_future(transaction.run(start_runs(NAMESPACE, [bench.store.starting()])))
+            await asyncio.sleep(number / 20_000)
+            call.cancel()
+            try:
+                await call
+            except asyncio.CancelledError:
+                canceled += 1
+            else:
+                told += 1
+            await transaction.connection("async").execute("SELECT 1")
+
+    assert told <= len(bench.store.system.table("runs")) <= told + canceled
+    assert canceled > 0
 
 
 def test_a_commit_that_was_canceled_is_asked_after(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

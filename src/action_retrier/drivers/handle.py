@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from .._statements import Op, Rows, Statement, adrive, drive
 from . import Colour, Executor
+from .cancellation import Undivided
 
 T = TypeVar("T")
 
@@ -145,9 +146,10 @@ class Handle(ABC):
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         await self.open_async()
         async with self.turn():
-            return await self._run(op)
+            call = Undivided()
+            return await call.run(self._run(op, call))
 
-    async def _run(self, op: Op[T]) -> T:
+    async def _run(self, op: Op[T], call: Undivided) -> T:
         with self.translated():
             await adrive(self.begin(), self.execute_async)
             if not self._is_guarded:
@@ -155,12 +157,15 @@ class Handle(ABC):
             guard = _Guard()
 
             async def execute(statement: Statement) -> Rows:
+                call.go_on()
                 rows = await self.execute_together_async(guard.around(statement))
                 guard.has_run(statement)
                 return rows
 
             try:
                 result = await adrive(op, execute)
+                if guard.end():
+                    call.go_on()
             except BaseException:
                 with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
                     await self.execute_together_async(guard.undo())

@@ -11,6 +11,7 @@ import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
 from .. import LENT, Colour
+from ..cancellation import Undivided
 from .commits import Lending, settings_as_begun
 from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
@@ -122,8 +123,19 @@ class PostgresTransaction:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        async with self._turn, self.savepoint():
-            return await adrive(op, self._execute)
+        async with self._turn:
+            call = Undivided()
+            return await call.run(self._run(op, call))
+
+    async def _run(self, op: Op[T], call: Undivided) -> T:
+        async def execute(statement: Statement) -> Rows:
+            call.go_on()
+            return await self._execute(statement)
+
+        async with self.savepoint():
+            result = await adrive(op, execute)
+            call.go_on()
+        return result
 
     async def _execute(self, statement: Statement) -> Rows:
         assert isinstance(self._connection, psycopg.AsyncConnection)
