@@ -27,6 +27,7 @@ from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
 from action_retrier.drivers.postgres import commits, resets, session
 from action_retrier.drivers.postgres import database as database_module
+from action_retrier.drivers.postgres.doubt import CommitInDoubt
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
@@ -359,8 +360,8 @@ def theirs(store: Store) -> Iterator[tuple[Any, Any]]:
         yield connection, commits.begin(connection, "read committed", marked=True)
 
 
-def in_doubt(store: Store, mark: Any) -> commits.CommitInDoubt:
-    return commits.CommitInDoubt(store.database._target, mark)  # type: ignore[attr-defined]
+def in_doubt(store: Store, mark: Any) -> CommitInDoubt:
+    return CommitInDoubt(store.database._target, mark)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("end", "fate"), [("COMMIT", "committed"), ("ROLLBACK", "rolled back")])
@@ -415,7 +416,7 @@ def test_a_transaction_whose_commit_may_not_have_happened_says_so(
         lose(*args, **kwargs)
 
     def lose(_: Any, target: Any, mark: Any, **__: Any) -> None:
-        raise commits.CommitInDoubt(target, mark)
+        raise CommitInDoubt(target, mark)
 
     monkeypatch.setattr(database_module, "commit", lose)
     monkeypatch.setattr(database_module, "commit_async", lose_async)
@@ -653,7 +654,7 @@ def test_a_write_whose_commit_got_no_answer_is_done_once(
         if fate != "rolled back":
             commit(connection, target, mark)
         connection.close()
-        raise commits.CommitInDoubt(target, None if fate == "unknown" else mark)
+        raise CommitInDoubt(target, None if fate == "unknown" else mark)
 
     monkeypatch.setattr(session, "commit", lossy)
     start = store.starting()

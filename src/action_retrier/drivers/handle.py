@@ -113,11 +113,11 @@ class Handle(ABC):
     async def open_async(self) -> None:  # noqa: B027 - as `open`
         """Open what *begin* compares with."""
 
-    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
+    def alone(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Wait for the other tasks' calls on the connection."""
         return _turns.setdefault(self.raw, asyncio.Lock())
 
-    def turn_sync(self) -> contextlib.AbstractContextManager[object]:
+    def alone_sync(self) -> contextlib.AbstractContextManager[object]:
         """Wait for the other threads' calls on the connection."""
         return _sync_turns.setdefault(self.raw, threading.Lock())
 
@@ -145,7 +145,7 @@ class Handle(ABC):
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         await self.open_async()
-        async with self.turn():
+        async with self.alone():
             call = Undivided()
             return await call.run(self._run(op, call))
 
@@ -176,7 +176,7 @@ class Handle(ABC):
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         self.open()
-        with self.turn_sync():
+        with self.alone_sync():
             return self._run_sync(op)
 
     def _run_sync(self, op: Op[T]) -> T:

@@ -21,6 +21,7 @@ from ...errors import DatabaseUnavailable
 from .. import IDLE_S, Isolation
 from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, tell, tell_async, translated
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Fate, Mark
 from .resets import Resets
 from .urls import Target
 
@@ -37,42 +38,6 @@ _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 BEGIN_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """One state for all statements of an operation."""
-
-Fate = Literal["committed", "rolled back", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """
-    By what a transaction is found again.
-
-    Attributes:
-        xid: Its id.
-        server_started, checkpoint: Of which life of the server that id is.
-    """
-
-    xid: str
-    server_started: str
-    checkpoint: str
-
-
-class CommitInDoubt(Exception):
-    """The connection failed during COMMIT."""
-
-    def __init__(self, target: Target, mark: Mark | None) -> None:
-        super().__init__(f"{target.location}: the connection was lost during COMMIT")
-        self.target = target
-        self.mark = mark
-        self.fate: Fate = "unknown"
-
-    def unresolved(self) -> DatabaseUnavailable:
-        """Return what a caller is told whose transaction has not committed, as far as anybody can tell."""
-        if self.fate == "rolled back":
-            return DatabaseUnavailable(problem=f"{self}, and the server rolled back", remedy="do it again")
-        return DatabaseUnavailable(
-            problem=f"{self}, and whether that happened is not known",
-            remedy="look whether it did before you do it again",
-        )
 
 
 def settings_as_begun(resets: Resets, idle_s: float) -> str:

@@ -20,9 +20,7 @@ from .. import IDLE_S, Colour, Executor, Isolation, mask_password
 from ..handle import find
 from .commits import (
     PATIENCE_S,
-    CommitInDoubt,
     Lending,
-    Mark,
     and_then,
     begin,
     begin_async,
@@ -44,6 +42,7 @@ from .connection import (
     translated,
 )
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Mark
 from .guarded import AsyncUserConnection, UserConnection
 from .handle import find as find_raw
 from .leases import PostgresLeases

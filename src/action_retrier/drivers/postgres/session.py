@@ -15,15 +15,22 @@ from ..._statements import Op, Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from ..jobs import Job, Jobs, deliver
-from .commits import BEGIN_READING, PATIENCE_S, CommitInDoubt, Mark, begin, commit, resolve
-from .connection import CALL_S, connect, execute, explain, is_transient, may_pass, tell
+from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
+from .connection import (
+    CALL_S,
+    LONGEST_PAUSE_S,
+    SHORTEST_PAUSE_S,
+    connect,
+    execute,
+    explain,
+    is_transient,
+    may_pass,
+    tell,
+)
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Mark
 from .urls import Target
 
-_SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = (
-    0.5  # work goes on within two seconds of a server's return: a start may have to wait, and its worker too
-)
 _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each
@@ -65,7 +72,7 @@ class Session(Jobs):
         self._marked = marked
         self._committed = committed
         self._connection: psycopg.Connection[Any] | None = None
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._pause_s = SHORTEST_PAUSE_S
         self._fails_since_s: float | None = None
         self._told_s = 0.0
         self._rng = random.Random()  # noqa: S311 - spreads reconnections
@@ -153,7 +160,7 @@ class Session(Jobs):
             return execute(connection, statement, self._target.schema, now_us)
 
     def _succeed(self, jobs: list[Job]) -> None:
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._pause_s = SHORTEST_PAUSE_S
         if self._fails_since_s is not None:
             lasted_s = time.monotonic() - self._fails_since_s
             logger.info("%s answers again, after %.1f s", self._location, lasted_s)
@@ -199,7 +206,7 @@ class Session(Jobs):
 
     def _pause(self) -> None:
         pause_s = self._pause_s * (0.5 + self._rng.random())
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, pause_s)
 
