@@ -92,11 +92,30 @@ def test_an_alias_that_django_does_not_know_is_refused_in_a_line() -> None:
     assert said.stderr == "Error: database 'django:archive': Django's DATABASES has no 'archive'\n"
 
 
-def test_settings_that_cannot_be_imported_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["shop.jobs:app", "aliased:app"])
+def test_settings_that_cannot_be_imported_are_told_in_a_line_where_they_are_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """By the module of the App, or only by its database."""
+    (folder / "aliased.py").write_text("from action_retrier import App\n\napp = App('django:default')\n", "utf-8")
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "nowhere")
 
-    said = command("list", "--app", "shop.jobs:app")
+    said = command("list", "--app", target)
 
     assert said.returncode == 2
     assert said.stderr.startswith("Error: Django cannot be set up: module 'nowhere' cannot be imported")
     assert len(said.stderr.splitlines()) == 1
+
+
+def test_settings_that_cannot_be_imported_are_no_matter_to_who_does_not_use_django(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell that serves several projects has the variable set for all of them."""
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "nowhere")
+    assert command("migrate", "--app", "job:app").returncode == 0
+
+    listed = command("list", "--app", "job:app", "--json")
+
+    assert (listed.returncode, listed.stderr) == (0, "")
+    (folder / "wrong.py").write_text("1 / 0", encoding="utf-8")
+    assert "module 'wrong' cannot be imported: ZeroDivisionError" in command("list", "--app", "wrong:app").stderr

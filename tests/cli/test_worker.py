@@ -224,3 +224,47 @@ def test_a_child_that_an_action_forks_is_ended_by_a_signal_as_any_other(start, w
     start("worker", "job:app", "--import", "forks").hear("is ready")
 
     assert retrier.wait(retrier.start("forks:fork")) == Success(signal.SIGTERM)
+
+
+QUEUE = "logging.handlers.QueueHandler(queue.SimpleQueue())"
+RICH = "type('Rich', (logging.Handler,), {'console': rich.console.Console(stderr=True), 'emit': SHOW})()"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "is_ours"),
+    [
+        (f"logging.root.addHandler({QUEUE})", True),
+        ("logging.root.addHandler(logging.FileHandler('worker.log'))", True),
+        ("logging.root.addHandler(logging.NullHandler())", True),
+        ("logging.basicConfig(level='INFO'); logging.root.handlers[0].setLevel('ERROR')", True),
+        ("logging.basicConfig(level='INFO')", False),
+        ("logging.basicConfig(level='INFO', stream=sys.stdout)", False),
+        ("logging.basicConfig(level='INFO', stream=open('/dev/stderr', 'w'))", False),
+        (f"logging.basicConfig(level='INFO', handlers=[{RICH}])", False),
+        ("logging.basicConfig(); logging.getLogger('action_retrier').propagate = False", True),
+    ],
+)
+def test_what_a_worker_logs_is_shown_once_whatever_handlers_its_module_adds(start, write, theirs, is_ours):
+    """Not every handler shows: one that fills a queue, or sends elsewhere, would leave the terminal empty."""
+    imports = "import logging, logging.handlers, queue, sys, rich.console\n"
+    show = "SHOW = lambda self, record: self.console.print(record.getMessage())\n"
+    write("logs.py", f"{imports}{show}{theirs}\nfrom job import app\n")
+    worker = start("worker", "logs:app")
+    worker.hear("is ready")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    said = [line for line in [*worker.out, *worker.err] if "has stopped" in line]
+    assert len(said) == 1, str(worker)
+    assert (" INFO action_retrier: " in said[0]) == is_ours
+
+
+def test_who_gives_the_logger_a_handler_of_its_own_has_its_lines_there_alone(start, write):
+    own = "logging.getLogger('action_retrier').addHandler(logging.FileHandler('worker.log'))"
+    write("logs.py", f"import logging\n{own}\nfrom job import app\n")
+    worker = start("worker", "logs:app")
+    worker.hear("is ready")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    assert "has stopped" not in str(worker)

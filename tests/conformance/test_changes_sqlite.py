@@ -39,7 +39,10 @@ def test_what_is_committed_while_nobody_listens_is_heard_of_afterwards(store: St
     assert bell.rings()
 
 
-def test_a_look_that_fails_is_no_end_of_looking(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), OSError(116, "Stale file handle")])
+def test_a_look_that_fails_is_no_end_of_looking(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """Only a hint is lost; the next look has a new connection."""
     changes: Any = store.database.changes
     connect, failed = changes._connect, []
@@ -47,7 +50,7 @@ def test_a_look_that_fails_is_no_end_of_looking(store: Store, monkeypatch: pytes
     def fail_once() -> sqlite3.Connection:
         if not failed:
             failed.append(1)
-            raise sqlite3.OperationalError("disk I/O error")
+            raise error
         return connect()
 
     monkeypatch.setattr(changes, "_connect", fail_once)

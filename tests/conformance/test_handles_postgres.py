@@ -39,7 +39,7 @@ def test_a_connection_that_is_busy_with_a_call_of_ours_is_waited_for(
     """Threads and tasks may share one: their calls take turns."""
     first: Any = store.database.executor(connection, writes=True)
     start = store.starting()
-    with first.turn_sync(), connection.cursor().copy("COPY (SELECT 1) TO STDOUT") as copy:
+    with first.alone_sync(), connection.cursor().copy("COPY (SELECT 1) TO STDOUT") as copy:
         second = store.database.executor(connection, writes=True)
         assert list(copy)
     assert second is not None

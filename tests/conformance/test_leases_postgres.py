@@ -163,6 +163,20 @@ def test_behind_a_pooler_only_the_lease_counts(store: Store, boot: Boot, judge: 
     assert dead(judge, pooled) == [pooled.id]
 
 
+def test_of_those_that_are_no_more_nothing_is_kept(store: Store, boot: Boot, judge: Process, worker: Process) -> None:
+    """Workers come and go for as long as a process lives; whoever signs off is not asked after again."""
+    other = Process(store)
+    other.dies()
+    until(lambda: not _is_held(store, other))
+    assert dead(judge, worker, other) == []
+    leases: Any = judge.database.leases
+    assert set(leases._unchanged_since) == {worker.id, other.id}
+
+    assert dead(judge, worker) == []
+
+    assert (set(leases._unchanged_since), set(leases._free_since)) == ({worker.id}, set())
+
+
 def test_a_servers_clock_that_is_set_forward_kills_nobody(boot: Boot, judge: Process, worker: Process) -> None:
     """Everybody seems to have been silent until the next heartbeat."""
     watch(boot, judge, worker)

@@ -329,6 +329,24 @@ def test_a_file_that_is_removed_or_replaced_while_it_is_open_is_written_no_more(
         database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
 
 
+def test_a_file_that_cannot_be_looked_at_any_more_is_told_with_the_remedy(tmp_path: Path) -> None:
+    """The directory was replaced, a network's file system is stale, the mode was changed: no bare OSError."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with opened(folder / "app.db") as database:
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        folder.rename(tmp_path / "moved")
+        folder.touch()
+        with pytest.raises(DatabaseUnavailable, match=r"cannot be reached any more .*Not a directory.*check"):
+            database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+        with pytest.raises(DatabaseUnavailable, match="cannot be reached any more"):
+            database.read_sync(lambda: list_workers(NAMESPACE))
+
+        folder.unlink()
+        (tmp_path / "moved").rename(folder)
+        database.write_sync(lambda: cancel_runs(NAMESPACE, Filter()))
+
+
 def test_closing_and_opening_again(path: Path) -> None:
     with opened(path) as database:
         database.close()

@@ -1,5 +1,6 @@
 """Transactions on PostgreSQL: rows that somebody else holds, sessions that die, servers that do not answer."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -24,8 +25,9 @@ from action_retrier._ops.starts import start_runs
 from action_retrier._ops.workers import list_workers, owned_by, recover_worker
 from action_retrier._statements import Op, Statement
 from action_retrier.drivers import Database, open_database
-from action_retrier.drivers.postgres import commits, session
+from action_retrier.drivers.postgres import commits, resets, session
 from action_retrier.drivers.postgres import database as database_module
+from action_retrier.drivers.postgres.doubt import CommitInDoubt
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
@@ -249,6 +251,81 @@ def test_a_commit_that_the_server_makes_a_rollback_is_an_error(store: Store) -> 
     assert store.system.notes() == []
 
 
+LATE = "CREATE TEMP TABLE late (number int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO late VALUES (7), (7)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "error", "is_swallowed"),
+    [
+        ("SELECT 1", None, False),
+        ("SELECT 1 / 0", "zero", False),
+        ("SELECT 1 / 0", "aborted", True),
+        (LATE, "late", False),
+    ],
+)
+def test_a_lock_of_the_session_that_user_code_leaves_does_not_outlive_its_transaction(
+    store: Store, statement: str, error: str | None, *, is_swallowed: bool
+) -> None:
+    """Whoever waits for it would do so for as long as the connection idles."""
+    expected = pytest.raises(psycopg.Error, match=error) if error else contextlib.nullcontext()
+    with expected, store.transaction() as transaction, transaction.user_code():
+        transaction.connection.execute("SELECT pg_advisory_lock(4711)")
+        with contextlib.suppress(psycopg.Error) if is_swallowed else contextlib.nullcontext():
+            transaction.connection.execute(statement)
+
+    with store.system.connect() as connection:
+        held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
+        assert connection.execute(held).fetchall() == []
+
+
+async def test_a_canceled_call_through_ctx_leaves_its_transaction_usable(bench: Bench) -> None:
+    """And what comes back from it is all or nothing, wherever the cancellation meets it."""
+    told, canceled = 0, 0
+    async with bench.store.database.transaction("read committed") as transaction, transaction.user_code():
+        for number in range(60):
+            call = asyncio.ensure_future(transaction.run(start_runs(NAMESPACE, [bench.store.starting()])))
+            await asyncio.sleep(number / 20_000)
+            call.cancel()
+            try:
+                await call
+            except asyncio.CancelledError:
+                canceled += 1
+            else:
+                told += 1
+            await transaction.connection("async").execute("SELECT 1")
+
+    assert told <= len(bench.store.system.table("runs")) <= told + canceled
+    assert canceled > 0
+
+
+def test_a_commit_that_was_canceled_is_asked_after(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have happened: what is done in the same exchange may have been what was canceled."""
+    slow = resets.Resets(leftovers=(), unlock=("SET statement_timeout = 1", "SELECT pg_sleep(1)"))
+    monkeypatch.setattr(store.database, "_resets", slow)
+    with store.transaction() as transaction, transaction.user_code():
+        transaction.note("once")
+
+    assert store.system.notes() == ["once"]
+
+
+def test_a_server_that_knows_less_is_served_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some speak PostgreSQL's language, and have no advisory locks, say, or no such settings."""
+    nothing = "SELECT pg_catalog.no_such_function()"
+    wanted = resets.Resets(("RESET NOTHING OF IT", "RESET ROLE"), ("CLOSE ALL", nothing), (nothing,))
+    monkeypatch.setattr(resets, "EVERYTHING", wanted)
+    monkeypatch.setattr(session, "_PLANNING", "SET no_such_setting = 1")
+    store.database.close()
+
+    with store.transaction() as transaction:
+        with transaction.user_code():
+            transaction.note("served")
+        with transaction.savepoint():
+            pass
+
+    assert store.system.notes() == ["served"]
+    assert store.status(store.start()) == InProgress()
+
+
 def test_a_transaction_that_cannot_begin_says_why(store: Store) -> None:
     """Its connection is not used any more, and the next one finds another."""
     nonsense: Any = "as nobody likes it"
@@ -283,8 +360,8 @@ def theirs(store: Store) -> Iterator[tuple[Any, Any]]:
         yield connection, commits.begin(connection, "read committed", marked=True)
 
 
-def in_doubt(store: Store, mark: Any) -> commits.CommitInDoubt:
-    return commits.CommitInDoubt(store.database._target, mark)  # type: ignore[attr-defined]
+def in_doubt(store: Store, mark: Any) -> CommitInDoubt:
+    return CommitInDoubt(store.database._target, mark)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("end", "fate"), [("COMMIT", "committed"), ("ROLLBACK", "rolled back")])
@@ -335,11 +412,11 @@ def test_a_transaction_whose_commit_may_not_have_happened_says_so(
 ) -> None:
     """It is user code's: nobody does it again."""
 
-    async def lose_async(*args: Any) -> None:
-        lose(*args)
+    async def lose_async(*args: Any, **kwargs: Any) -> None:
+        lose(*args, **kwargs)
 
-    def lose(_: Any, target: Any, mark: Any) -> None:
-        raise commits.CommitInDoubt(target, mark)
+    def lose(_: Any, target: Any, mark: Any, **__: Any) -> None:
+        raise CommitInDoubt(target, mark)
 
     monkeypatch.setattr(database_module, "commit", lose)
     monkeypatch.setattr(database_module, "commit_async", lose_async)
@@ -577,7 +654,7 @@ def test_a_write_whose_commit_got_no_answer_is_done_once(
         if fate != "rolled back":
             commit(connection, target, mark)
         connection.close()
-        raise commits.CommitInDoubt(target, None if fate == "unknown" else mark)
+        raise CommitInDoubt(target, None if fate == "unknown" else mark)
 
     monkeypatch.setattr(session, "commit", lossy)
     start = store.starting()

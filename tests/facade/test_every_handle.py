@@ -324,3 +324,48 @@ async def test_a_handle_of_the_wrong_colour_is_refused(bench: Bench, held: Held)
             await bench.call(lambda: __import__("asyncio").run(run()))
     await held.rollback()
     assert bench.system.table("runs") == []
+
+
+async def test_a_canceled_call_leaves_the_transaction_usable(bench: Bench, held: Held) -> None:
+    """Wherever the cancellation meets it: a savepoint that was cut short would have failed the whole transaction."""
+    if bench.kind.colour != "async":
+        pytest.skip("blocking calls are not canceled")
+    await held.begin()
+    await bench.does("run", held.handle, bench.charge)
+    told = canceled = 0
+    for number in range(60):
+        call = asyncio.ensure_future(bench.retrier.run(held.handle, bench.charge))
+        await asyncio.sleep(number / 20_000)
+        call.cancel()
+        try:
+            await call
+        except asyncio.CancelledError:
+            canceled += 1
+        else:
+            told += 1
+        await held.note(f"{number}")
+
+    await held.commit()
+
+    assert len(bench.system.notes()) == 60
+    assert 1 + told <= len(bench.system.table("runs")) <= 1 + told + canceled
+
+
+async def test_a_canceled_call_that_waits_for_somebody_is_taken_back(bench: Bench, held: Held) -> None:
+    """It does not wait for as long as the other transaction lasts, and the user's own goes on."""
+    if bench.kind.colour != "async" or bench.kind.system == "sqlite":
+        pytest.skip("nobody waits for a row")
+    other = await bench.hold()
+    await other.begin()
+    await bench.does("run", other.handle, bench.charge, idempotency_key="theirs")
+    await held.begin()
+    await held.note("before")
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(bench.retrier.run(held.handle, bench.charge, idempotency_key="theirs"), 0.1)
+    await held.note("after")
+    await held.commit()
+    await other.rollback()
+
+    assert bench.system.notes() == ["before", "after"]
+    assert bench.system.table("runs") == []

@@ -27,7 +27,7 @@ class Judge:
     def finds_silent(self) -> bool:
         row = {"id": "w", "renewed_at": self.renewed_at, "silent_for": self.servers - self.renewed_at}
         self.leases._server_clock.compare(self.servers, self.ours)
-        return self.leases._is_silent(row, self.ours)
+        return self.leases._is_silent(row, self.ours, unchanged_for=self.leases._unchanged_for(row, self.ours))
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ def load_app(target: str) -> App:
         raise WrongUsage(f"{target!r} names a file: name the module, such as {module}:{path or 'app'}")
     if not all(part.isidentifier() for part in (*name.split("."), *path.split("."))):
         raise WrongUsage(f"{target!r} is not of the form MODULE:APP, such as shop.jobs:app")
-    found: object = load_module(name)
+    misfit = _misfit_of_django(name)
+    found: object = _import(name, misfit)
     for part in path.split("."):
         if not hasattr(found, part):
             apps = sorted(key for key, value in vars(sys.modules[name]).items() if isinstance(value, App))
@@ -95,22 +96,39 @@ def load_app(target: str) -> App:
         found = getattr(found, part)
     if not isinstance(found, App):
         raise WrongUsage(f"{target!r} is not an App but of type {type(found).__name__!r}")
+    if misfit is not None and database_of(found).url.startswith("django:") and not _is_django_set_up():
+        raise misfit
     return found
 
 
 def load_module(name: str) -> object:
     """Import a module, the current directory first, and after Django's settings, if any. Raises `WrongUsage`."""
+    return _import(name, _misfit_of_django(name))
+
+
+def _import(name: str, misfit: WrongUsage | None) -> object:
     here = _look_here_first()
-    if config.django_settings() is not None and importlib.util.find_spec("django") is not None:
-        _set_up_django(name)
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise WrongUsage(f"no module named {error.name!r} in {here} or on Python's path") from error
-        raise WrongUsage(_explain(name, error)) from error
     except (Exception, SystemExit) as error:
-        raise WrongUsage(_explain(name, error)) from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (name == missing or name.startswith(f"{missing}.")):
+            raise WrongUsage(f"no module named {missing!r} in {here} or on Python's path") from error
+        problem = _explain(name, error)
+        # Whether the one comes of the other, people see better: a module need not use Django.
+        raise WrongUsage(problem if misfit is None else f"{misfit}; and {problem}") from error
+
+
+def _misfit_of_django(what: str) -> WrongUsage | None:
+    """Set Django up if its settings are named; return why that fails: many programs only inherit the variable."""
+    if config.django_settings() is None or importlib.util.find_spec("django") is None:
+        return None
+    try:
+        _set_up_django(what)
+    except WrongUsage as error:
+        config.logger.debug("%s; going on without it", error)
+        return error
+    return None
 
 
 def _look_here_first() -> str:
@@ -132,6 +150,12 @@ def _set_up_django(what: str) -> None:
         set_up()
     except (Exception, SystemExit) as error:
         raise WrongUsage(f"Django cannot be set up: {_explain(settings, error)}") from error
+
+
+def _is_django_set_up() -> bool:
+    from ..drivers.django import is_set_up  # noqa: PLC0415 - only who uses Django needs it
+
+    return is_set_up()
 
 
 def _explain(name: str, error: BaseException) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from .._statements import Op, Rows, Statement, adrive, drive
 from . import Colour, Executor
+from .cancellation import Undivided
 
 T = TypeVar("T")
 
@@ -112,11 +113,11 @@ class Handle(ABC):
     async def open_async(self) -> None:  # noqa: B027 - as `open`
         """Open what *begin* compares with."""
 
-    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
+    def alone(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Wait for the other tasks' calls on the connection."""
         return _turns.setdefault(self.raw, asyncio.Lock())
 
-    def turn_sync(self) -> contextlib.AbstractContextManager[object]:
+    def alone_sync(self) -> contextlib.AbstractContextManager[object]:
         """Wait for the other threads' calls on the connection."""
         return _sync_turns.setdefault(self.raw, threading.Lock())
 
@@ -144,10 +145,11 @@ class Handle(ABC):
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         await self.open_async()
-        async with self.turn():
-            return await self._run(op)
+        async with self.alone():
+            call = Undivided()
+            return await call.run(self._run(op, call))
 
-    async def _run(self, op: Op[T]) -> T:
+    async def _run(self, op: Op[T], call: Undivided) -> T:
         with self.translated():
             await adrive(self.begin(), self.execute_async)
             if not self._is_guarded:
@@ -155,12 +157,15 @@ class Handle(ABC):
             guard = _Guard()
 
             async def execute(statement: Statement) -> Rows:
+                call.go_on()
                 rows = await self.execute_together_async(guard.around(statement))
                 guard.has_run(statement)
                 return rows
 
             try:
                 result = await adrive(op, execute)
+                if guard.end():
+                    call.go_on()
             except BaseException:
                 with contextlib.suppress(*self.errors):  # the connection, or the transaction, may be gone
                     await self.execute_together_async(guard.undo())
@@ -171,7 +176,7 @@ class Handle(ABC):
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind, and the transaction as it was."""
         self.open()
-        with self.turn_sync():
+        with self.alone_sync():
             return self._run_sync(op)
 
     def _run_sync(self, op: Op[T]) -> T:

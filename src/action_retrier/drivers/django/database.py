@@ -20,6 +20,9 @@ from .handle import DjangoHandle
 
 T = TypeVar("T")
 
+_OF_A_HOOK = "_action_retrier_of_a_hook"
+"""Marks an error, whosever it is, that an on_commit hook has raised: the commit has happened, and is not done again."""
+
 
 class DjangoDatabase(LentDatabase):
     """
@@ -92,7 +95,7 @@ class DjangoDatabase(LentDatabase):
 
     def is_transient(self, error: BaseException) -> bool:
         """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
-        return getattr(error, "fate", None) != "committed" and super().is_transient(error)
+        return not hasattr(error, _OF_A_HOOK) and super().is_transient(error)
 
     @contextlib.asynccontextmanager
     async def transaction(
@@ -144,7 +147,7 @@ class DjangoDatabase(LentDatabase):
                         opened.is_open = False
         except BaseException as error:
             if committed:
-                error.fate = "committed"  # type: ignore[attr-defined] # a hook has raised it: nothing is to be done again
+                setattr(error, _OF_A_HOOK, True)
             raise
         finally:
             if opened is not None and opened.is_abandoned:

@@ -8,6 +8,7 @@ ids may have been given out again, and nobody can tell.
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -18,18 +19,14 @@ from ..._statements import Statement
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from .. import IDLE_S, Isolation
-from .connection import CALL_S, AsyncCursor, Cursor, connect, execute, translated
+from .connection import CALL_S, AnyConnection, AsyncCursor, Cursor, connect, execute, tell, tell_async, translated
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Fate, Mark
+from .resets import Resets
 from .urls import Target
 
 # Then the server ends a transaction whose client it does not hear from: a partitioned one must not keep its locks.
 _PROTECT: Final = "SET LOCAL idle_in_transaction_session_timeout ="
-_RESET_SETTINGS: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
-# What user code has set on the session, or left in it, was its own. In a transaction before ours, or else
-# default_transaction_read_only, for one, would still count for ours.
-_RESET: Final = (
-    f"BEGIN; {_RESET_SETTINGS}; CLOSE ALL; DISCARD TEMP; UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT"
-)
 _MARK: Final = (
     "SELECT CAST(pg_catalog.pg_current_xact_id() AS text),"
     " CAST(pg_catalog.pg_postmaster_start_time() AS text),"
@@ -42,46 +39,10 @@ _LONGEST_PAUSE_S = 1.0
 BEGIN_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """One state for all statements of an operation."""
 
-Fate = Literal["committed", "rolled back", "unknown"]
 
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """
-    By what a transaction is found again.
-
-    Attributes:
-        xid: Its id.
-        server_started, checkpoint: Of which life of the server that id is.
-    """
-
-    xid: str
-    server_started: str
-    checkpoint: str
-
-
-class CommitInDoubt(Exception):
-    """The connection failed during COMMIT."""
-
-    def __init__(self, target: Target, mark: Mark | None) -> None:
-        super().__init__(f"{target.location}: the connection was lost during COMMIT")
-        self.target = target
-        self.mark = mark
-        self.fate: Fate = "unknown"
-
-    def unresolved(self) -> DatabaseUnavailable:
-        """Return what a caller is told whose transaction has not committed, as far as anybody can tell."""
-        if self.fate == "rolled back":
-            return DatabaseUnavailable(problem=f"{self}, and the server rolled back", remedy="do it again")
-        return DatabaseUnavailable(
-            problem=f"{self}, and whether that happened is not known",
-            remedy="look whether it did before you do it again",
-        )
-
-
-def settings_as_begun(idle_s: float) -> str:
+def settings_as_begun(resets: Resets, idle_s: float) -> str:
     """Return what takes back, within a transaction, what user code has set in it."""
-    return f"{_RESET_SETTINGS}; {_PROTECT} {round(idle_s * 1000)}"
+    return "; ".join((*resets.settings, f"{_PROTECT} {round(idle_s * 1000)}"))
 
 
 def can_mark(connection: psycopg.Connection[Any]) -> bool:
@@ -94,20 +55,37 @@ def can_mark(connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
-def _begin_text(isolation: Isolation, *, marked: bool, idle_s: float | None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Lending:
+    """
+    User code will have the transaction, or what was committed on the connection before was user code's.
+
+    Attributes:
+        idle_s: For how long it may leave it idle.
+        resets: What takes back what it has set and left.
+    """
+
+    idle_s: float
+    resets: Resets
+
+
+def _begin_text(isolation: Isolation, *, marked: bool, lending: Lending | None) -> bytes:
     """Return what begins a transaction, in one exchange."""
-    begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}; {_PROTECT} {round((idle_s or IDLE_S) * 1000)}"
-    if idle_s is not None:
-        begin = f"{_RESET}; {begin}"
-    return (f"{begin}; {_MARK}" if marked else begin).encode()
+    idle_s = IDLE_S if lending is None else lending.idle_s
+    texts = [f"BEGIN ISOLATION LEVEL {isolation.upper()}", f"{_PROTECT} {round(idle_s * 1000)}"]
+    if lending is not None:
+        # What user code has set on the session, or left in it, was its own. In a transaction before ours, or else
+        # default_transaction_read_only, for one, would still count for ours.
+        texts = ["BEGIN", *lending.resets.settings, *lending.resets.leftovers, "COMMIT", *texts]
+    return "; ".join([*texts, _MARK] if marked else texts).encode()
 
 
 def begin(
-    connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+    connection: psycopg.Connection[Any], isolation: Isolation, *, marked: bool, lending: Lending | None = None
 ) -> Mark | None:
-    """Begin a transaction; for user code, if that may leave it idle for so long."""
+    """Begin a transaction."""
     with Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
+        cursor.execute(_begin_text(isolation, marked=marked, lending=lending), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -116,11 +94,11 @@ def begin(
 
 
 async def begin_async(
-    connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool, idle_s: float | None = None
+    connection: psycopg.AsyncConnection[Any], isolation: Isolation, *, marked: bool, lending: Lending | None = None
 ) -> Mark | None:
-    """Begin a transaction; for user code, if that may leave it idle for so long."""
+    """Begin a transaction."""
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(_begin_text(isolation, marked=marked, idle_s=idle_s), prepare=False)
+        await cursor.execute(_begin_text(isolation, marked=marked, lending=lending), prepare=False)
         if not marked:
             return None
         while cursor.nextset():
@@ -128,30 +106,52 @@ async def begin_async(
         return Mark(*(await cursor.fetchall())[0])
 
 
-def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | None) -> None:
-    """Commit. Raises `CommitInDoubt`."""
+def commit(connection: psycopg.Connection[Any], target: Target, mark: Mark | None, *, also: Sequence[str] = ()) -> None:
+    """Commit, and do in the same exchange what is to follow. Raises `CommitInDoubt`."""
     try:
         with Cursor(connection, row_factory=tuple_row) as cursor:
-            cursor.execute("COMMIT", prepare=False)
+            cursor.execute(and_then("COMMIT", also).encode(), prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
-        if not connection.closed:  # only with the connection gone does nobody know how it ended
+        if not _is_in_doubt(error, connection, also):
+            if also:
+                with contextlib.suppress(psycopg.Error):
+                    tell(connection, "; ".join(also))
             raise
         raise CommitInDoubt(target, mark) from error
     _check(status, target)
 
 
-async def commit_async(connection: psycopg.AsyncConnection[Any], target: Target, mark: Mark | None) -> None:
-    """Commit. Raises `CommitInDoubt`."""
+async def commit_async(
+    connection: psycopg.AsyncConnection[Any], target: Target, mark: Mark | None, *, also: Sequence[str] = ()
+) -> None:
+    """Commit, and do in the same exchange what is to follow. Raises `CommitInDoubt`."""
     try:
         async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
-            await cursor.execute("COMMIT", prepare=False)
+            await cursor.execute(and_then("COMMIT", also).encode(), prepare=False)
             status = cursor.statusmessage
     except psycopg.Error as error:
-        if not connection.closed:  # only with the connection gone does nobody know how it ended
+        if not _is_in_doubt(error, connection, also):
+            if also:
+                with contextlib.suppress(psycopg.Error):
+                    await tell_async(connection, "; ".join(also))
             raise
         raise CommitInDoubt(target, mark) from error
     _check(status, target)
+
+
+def and_then(end: Literal["COMMIT", "ROLLBACK"], also: Sequence[str]) -> str:
+    """Return what ends a transaction and does something more, in one exchange."""
+    return "; ".join((end, *also))
+
+
+def _is_in_doubt(error: psycopg.Error, connection: AnyConnection, also: Sequence[str]) -> bool:
+    """
+    Tell whether nobody knows how a COMMIT ended: only with the connection gone.
+
+    Or if the exchange was canceled, by the server's timeout for one: it may have been at what follows.
+    """
+    return connection.closed or (bool(also) and isinstance(error, psycopg.errors.QueryCanceled))
 
 
 def _check(status: str | None, target: Target) -> None:

@@ -15,11 +15,18 @@ from psycopg.rows import dict_row, tuple_row
 
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable
+from .doubt import CommitInDoubt
 from .guarded import AsyncUserConnection, UserConnection
 from .urls import Target
 
 CALL_S: Final = 5.0
 """How long any call on a connection of ours may take before the connection is given up."""
+SHORTEST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 0.5
+"""
+Between two tries to connect. Work goes on within two seconds of a server's return: a start may have to wait, and
+its worker too.
+"""
 _CONNECT_S = 5
 WAIT_FOR_LOCKS: Final = "SET LOCAL lock_timeout = '30s'"
 """For calls that may wait for a user's transaction, such as a second cancel of one run."""
@@ -204,11 +211,15 @@ def is_transient(error: BaseException | None) -> bool:
     seen: set[int] = set()  # causes of causes may go round in circles: they are users' too
     while error is not None and id(error) not in seen:
         states = (getattr(error, name, None) for name in ("sqlstate", "pgcode"))
-        if any(state in _TRANSIENT for state in states) or getattr(error, "fate", None) == "rolled back":
+        if any(state in _TRANSIENT for state in states) or _was_rolled_back(error):
             return True
         seen.add(id(error))
         error = getattr(error, "orig", None) or error.__cause__
     return False
+
+
+def _was_rolled_back(error: BaseException) -> bool:
+    return isinstance(error, CommitInDoubt) and error.fate == "rolled back"
 
 
 def may_pass(error: BaseException) -> bool:

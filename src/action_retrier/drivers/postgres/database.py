@@ -18,7 +18,17 @@ from ..._threads import DaemonThreads
 from ...errors import DatabaseUnavailable, SchemaMismatch
 from .. import IDLE_S, Colour, Executor, Isolation, mask_password
 from ..handle import find
-from .commits import PATIENCE_S, CommitInDoubt, Mark, begin, begin_async, can_mark, commit, commit_async, resolve
+from .commits import (
+    PATIENCE_S,
+    Lending,
+    and_then,
+    begin,
+    begin_async,
+    can_mark,
+    commit,
+    commit_async,
+    resolve,
+)
 from .connection import (
     CALL_S,
     LOCKED_CALL_S,
@@ -32,12 +42,14 @@ from .connection import (
     translated,
 )
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Mark
 from .guarded import AsyncUserConnection, UserConnection
 from .handle import find as find_raw
 from .leases import PostgresLeases
 from .line import Line
 from .listener import Listener
 from .pool import Pool
+from .resets import EVERYTHING, resets_known_to
 from .schema import found_version, migrate, newest_version, read_meta, script
 from .session import Session, told_now_us
 from .transaction import PostgresTransaction
@@ -72,6 +84,7 @@ class PostgresDatabase:
         self._reader: Session | None = None
         self._installation: str | None = None
         self._marked = False
+        self._resets = EVERYTHING
         self._pool = Pool(self._target)
         self._threads = DaemonThreads(_THREADS, "action-retrier-calls")
         self.changes = Listener(lambda heard: Line(self._target, heard=heard), self.write)
@@ -158,6 +171,7 @@ class PostgresDatabase:
             with deadlines.within(CALL_S, connection):
                 self._installation = read_meta(connection, self._target.schema, "installation")
                 self._marked = can_mark(connection)
+                self._resets = resets_known_to(connection)
 
     def close(self) -> None:
         """Let go of every connection and thread."""
@@ -222,27 +236,28 @@ class PostgresDatabase:
     ) -> AsyncIterator[PostgresTransaction]:
         """Open a transaction for user code: commit on exit, rollback on error."""
         await self._open_async()
+        lending = Lending(idle_s, self._resets)
 
         async def begin_here(connection: AsyncUserConnection) -> Mark | None:
             with translated(self._target), deadlines.within(CALL_S, connection):
-                return await begin_async(connection, isolation, marked=self._marked, idle_s=idle_s)
+                return await begin_async(connection, isolation, marked=self._marked, lending=lending)
 
         async with self._pool.begun_async(begin_here) as (connection, mark):
-            transaction = PostgresTransaction(connection, self._target, self._now_us, idle_s=idle_s)
+            transaction = PostgresTransaction(connection, self._target, self._now_us, lending)
             try:
                 yield transaction
             except BaseException:
                 if transaction.is_open:  # else somebody's thread may still be using what has been abandoned
                     transaction.is_open = False
                     with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                        await tell_async(connection, "ROLLBACK")
+                        await tell_async(connection, and_then("ROLLBACK", transaction.to_release))
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
             transaction.is_open = False
             try:
                 with translated(self._target), deadlines.within(CALL_S, connection):
-                    await commit_async(connection, self._target, mark)
+                    await commit_async(connection, self._target, mark, also=transaction.to_release)
             except CommitInDoubt as doubt:
                 await self._threads.run(partial(self._resolve, doubt))
         self.changes.notify()
@@ -258,10 +273,11 @@ class PostgresDatabase:
         self, isolation: Isolation, *, idle_s: float = IDLE_S, lock_timeout: bool = False
     ) -> Iterator[PostgresTransaction]:
         self.open()
+        lending = Lending(idle_s, self._resets)
 
         def begin_here(connection: UserConnection) -> Mark | None:
             with translated(self._target), deadlines.within(CALL_S, connection):
-                mark = begin(connection, isolation, marked=self._marked, idle_s=idle_s)
+                mark = begin(connection, isolation, marked=self._marked, lending=lending)
                 if lock_timeout:
                     tell(connection, WAIT_FOR_LOCKS)
                 return mark
@@ -271,8 +287,8 @@ class PostgresDatabase:
                 connection,
                 self._target,
                 self._now_us,
+                lending,
                 call_s=LOCKED_CALL_S if lock_timeout else CALL_S,
-                idle_s=idle_s,
             )
             try:
                 yield transaction
@@ -280,14 +296,14 @@ class PostgresDatabase:
                 if transaction.is_open:
                     transaction.is_open = False
                     with contextlib.suppress(psycopg.Error), deadlines.within(CALL_S, connection):
-                        tell(connection, "ROLLBACK")
+                        tell(connection, and_then("ROLLBACK", transaction.to_release))
                 raise
             if not transaction.is_open:
                 return  # it was abandoned, and went with its connection
             transaction.is_open = False
             try:
                 with translated(self._target), deadlines.within(CALL_S, connection):
-                    commit(connection, self._target, mark)
+                    commit(connection, self._target, mark, also=transaction.to_release)
             except CommitInDoubt as doubt:
                 self._resolve(doubt)
         self.changes.notify()

@@ -105,7 +105,10 @@ class PostgresLeases:
         Silence counts only for one who has renewed a lease of its own without a gap for one
         lease: after an outage of the server everybody is silent.
         """
-        return [row["id"] for row in self._dead_ones(await self._look(workers))]
+        asked = list(workers)
+        for worker in (self._free_since.keys() | self._unchanged_since.keys()).difference(asked):
+            self.forget(worker)  # it has signed off, or somebody else has recovered it
+        return [row["id"] for row in self._dead_ones(await self._look(asked))]
 
     def _dead_ones(self, rows: Rows) -> Rows:
         now = boot_time_us()
@@ -129,7 +132,7 @@ class PostgresLeases:
         worker, renewed_at = row["id"], row["renewed_at"]
         if renewed_at is None:
             return True  # it has no row any more, so it knows that its runs are not its own
-        if self._is_silent(row, now) and may_judge:
+        if self._is_silent(row, now, unchanged_for=self._unchanged_for(row, now)) and may_judge:
             return True
         if not row["is_direct"] or row["is_held"] or row["server_up_for"] < LEASE_US or not self._locks_tell:
             self._free_since.pop(worker, None)
@@ -140,19 +143,23 @@ class PostgresLeases:
             return False
         return now - since >= _LOOKS_APART_US
 
-    def _is_silent(self, row: dict[str, Any], now: int) -> bool:
+    def _unchanged_for(self, row: dict[str, Any], now: int) -> int:
+        """Take note of its last renewal; return for how long we have seen no other, by our own clock."""
+        seen = self._unchanged_since.get(row["id"])
+        if seen is None or seen[1] != row["renewed_at"]:
+            seen = self._unchanged_since[row["id"]] = (now, row["renewed_at"])
+        return now - seen[0]
+
+    def _is_silent(self, row: dict[str, Any], now: int, *, unchanged_for: int) -> bool:
         """
         Whether it has given no sign of life for one lease.
 
         The server's clock tells, unless it has been set: forward, and everybody seems to have been
         silent; back, and what was written before is in the future. Then our own has to tell as well.
         """
-        since, renewed_then = self._unchanged_since.setdefault(row["id"], (now, row["renewed_at"]))
-        if renewed_then != row["renewed_at"]:
-            since, _ = self._unchanged_since[row["id"]] = (now, row["renewed_at"])
         if row["silent_for"] >= 0 and not self._server_clock.was_set(now):
             return bool(row["silent_for"] > LEASE_US)
-        return now - since >= LEASE_US and not 0 <= row["silent_for"] <= LEASE_US
+        return unchanged_for >= LEASE_US and not 0 <= row["silent_for"] <= LEASE_US
 
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living: whose lease has not ended."""
@@ -188,6 +195,6 @@ class PostgresLeases:
         return []
 
     def forget(self, worker: str) -> None:
-        """Forget what was noted of a recovered worker."""
+        """Forget what was noted of a worker that is no more."""
         self._free_since.pop(worker, None)
         self._unchanged_since.pop(worker, None)

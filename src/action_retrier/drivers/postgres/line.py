@@ -12,12 +12,10 @@ import psycopg
 from ..._clock import boot_time_us
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from .connection import CALL_S, channel, connect, translated
+from .connection import CALL_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, channel, connect, translated
 from .deadlines import deadlines
 from .urls import Target
 
-_SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 0.5  # see `session`
 _RETAKE_S = 0.2  # well within the second after which a free lock means a death
 
 
@@ -160,7 +158,7 @@ class Line:
             os.write(self._wake_write, b".")
 
     def _watch(self) -> None:
-        pause_s = _SHORTEST_PAUSE_S
+        pause_s = SHORTEST_PAUSE_S
         while not self._stopping.is_set():
             with self._lock:
                 connection = self._connection
@@ -172,11 +170,11 @@ class Line:
                 return
             try:
                 self._look(connection)
-                pause_s = _SHORTEST_PAUSE_S
+                pause_s = SHORTEST_PAUSE_S
             except DatabaseUnavailable as error:
                 logger.debug("the line is down: %s", error.problem)
                 self._stopping.wait(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def _wait_for(self, socket: int, limit_s: float | None) -> None:
         try:

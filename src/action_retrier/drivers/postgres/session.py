@@ -15,20 +15,28 @@ from ..._statements import Op, Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
 from ..jobs import Job, Jobs, deliver
-from .commits import BEGIN_READING, PATIENCE_S, CommitInDoubt, Mark, begin, commit, resolve
-from .connection import CALL_S, connect, execute, explain, is_transient, may_pass, tell
+from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
+from .connection import (
+    CALL_S,
+    LONGEST_PAUSE_S,
+    SHORTEST_PAUSE_S,
+    connect,
+    execute,
+    explain,
+    is_transient,
+    may_pass,
+    tell,
+)
 from .deadlines import deadlines
+from .doubt import CommitInDoubt, Mark
 from .urls import Target
 
-_SHORTEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = (
-    0.5  # work goes on within two seconds of a server's return: a start may have to wait, and its worker too
-)
 _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each
 # statement names the index that it walks by its conditions, however the rows are distributed.
-_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed'"
+_SETTINGS = "SET default_transaction_isolation = 'read committed'"
+_PLANNING = "SET plan_cache_mode = force_generic_plan"
 
 
 def told_now_us(clock: Clock) -> int | None:
@@ -64,7 +72,7 @@ class Session(Jobs):
         self._marked = marked
         self._committed = committed
         self._connection: psycopg.Connection[Any] | None = None
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._pause_s = SHORTEST_PAUSE_S
         self._fails_since_s: float | None = None
         self._told_s = 0.0
         self._rng = random.Random()  # noqa: S311 - spreads reconnections
@@ -129,7 +137,12 @@ class Session(Jobs):
             self._connection = connect(self._target)
             if self._target.direct:  # elsewhere nothing is prepared
                 with deadlines.within(CALL_S, self._connection):
-                    tell(self._connection, _SETTINGS)
+                    try:
+                        tell(self._connection, f"{_SETTINGS}; {_PLANNING}")
+                    except (
+                        psycopg.errors.UndefinedObject
+                    ):  # only something like PostgreSQL, which knows no such setting
+                        tell(self._connection, _SETTINGS)
         return self._connection
 
     def _begin(self, connection: psycopg.Connection[Any]) -> Mark | None:
@@ -147,7 +160,7 @@ class Session(Jobs):
             return execute(connection, statement, self._target.schema, now_us)
 
     def _succeed(self, jobs: list[Job]) -> None:
-        self._pause_s = _SHORTEST_PAUSE_S
+        self._pause_s = SHORTEST_PAUSE_S
         if self._fails_since_s is not None:
             lasted_s = time.monotonic() - self._fails_since_s
             logger.info("%s answers again, after %.1f s", self._location, lasted_s)
@@ -193,7 +206,7 @@ class Session(Jobs):
 
     def _pause(self) -> None:
         pause_s = self._pause_s * (0.5 + self._rng.random())
-        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, pause_s)
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import psycopg
 
 from ..._statements import Op, Rows, Statement, adrive, drive
-from .. import IDLE_S, LENT, Colour
-from .commits import settings_as_begun
+from .. import LENT, Colour
+from ..cancellation import Undivided
+from .commits import Lending, settings_as_begun
 from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
@@ -38,16 +39,18 @@ class PostgresTransaction:
         connection: AsyncUserConnection | UserConnection,
         target: Target,
         now_us: Callable[[], int | None],
+        lending: Lending,
         *,
         call_s: float = CALL_S,
-        idle_s: float = IDLE_S,
     ) -> None:
         self._connection = connection
         self._target = target
         self._now_us = now_us
         self._call_s = call_s
-        self._idle_s = idle_s
+        self._lending = lending
         self._has_served = False
+        self.to_release: tuple[str, ...] = ()
+        """What is done once it has ended, for what user code may have left that others wait for."""
         self._twin: BlockingTwin | None = None
         # User code's tasks, or threads, share it; what undoes the one's call must not undo the other's.
         self._turn, self._sync_turn = asyncio.Lock(), threading.Lock()
@@ -78,11 +81,12 @@ class PostgresTransaction:
         """Take back what user code before has set on the connection, in this transaction or an earlier one."""
         self._connection.settle()
         self._twin = None
+        self.to_release = self._lending.resets.unlock
 
     def _savepoint(self) -> str:
         """Return what makes a savepoint; what user code before has set in this transaction must not count in it."""
         has_served, self._has_served = self._has_served, False
-        before = f"{settings_as_begun(self._idle_s)}; " if has_served else ""
+        before = f"{settings_as_begun(self._lending.resets, self._lending.idle_s)}; " if has_served else ""
         return f"{before}SAVEPOINT {_SAVEPOINT}"
 
     @contextlib.contextmanager
@@ -119,8 +123,19 @@ class PostgresTransaction:
 
     async def run(self, op: Op[T]) -> T:
         """Run *op* in this transaction."""
-        async with self._turn, self.savepoint():
-            return await adrive(op, self._execute)
+        async with self._turn:
+            call = Undivided()
+            return await call.run(self._run(op, call))
+
+    async def _run(self, op: Op[T], call: Undivided) -> T:
+        async def execute(statement: Statement) -> Rows:
+            call.go_on()
+            return await self._execute(statement)
+
+        async with self.savepoint():
+            result = await adrive(op, execute)
+            call.go_on()
+        return result
 
     async def _execute(self, statement: Statement) -> Rows:
         assert isinstance(self._connection, psycopg.AsyncConnection)

@@ -119,7 +119,7 @@ class SqliteChanges:
             if self._connection is None:
                 self._connection = self._connect()
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except (sqlite3.Error, DatabaseUnavailable):
+        except (sqlite3.Error, OSError, DatabaseUnavailable):
             # Only a hint is lost: the worker polls. A new connection may do better.
             self.drop_connection()
             return None

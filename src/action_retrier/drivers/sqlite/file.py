@@ -25,12 +25,17 @@ class DatabaseFile:
         empty one: what is acknowledged then is in no database that the next process opens.
 
         Raises:
-            DatabaseUnavailable: Another file, or none, stands under the name.
+            DatabaseUnavailable: Another file, or none, stands under the name, or none can be looked at.
         """
         try:
             there = self.path.stat()
         except FileNotFoundError:
             problem = f"{self.path} was removed while it was in use"
+        except OSError as error:
+            raise DatabaseUnavailable(
+                problem=f"{self.path} cannot be reached any more ({error.strerror})",
+                remedy="check the directories above it, their mode, and the file system that they are on",
+            ) from error
         else:
             if self._opened is None or os.path.samestat(there, self._opened):
                 return

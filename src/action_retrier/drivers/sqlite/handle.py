@@ -182,11 +182,11 @@ class ConnectionHandle(SqliteHandle):
         """The connection."""
         return self._connection
 
-    def turn(self) -> contextlib.AbstractAsyncContextManager[object]:
+    def alone(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Wait for nobody: no call of another task comes in between."""
         return contextlib.nullcontext()
 
-    def turn_sync(self) -> contextlib.AbstractContextManager[object]:
+    def alone_sync(self) -> contextlib.AbstractContextManager[object]:
         """Wait for nobody: threads that share one have to see to that themselves, as Python's documentation says."""
         return contextlib.nullcontext()
 

@@ -29,12 +29,15 @@ class LockFile:
         try:
             self.descriptor = os.open(path, _FLAGS, 0o600)
         except OSError as error:
-            raise DatabaseUnavailable(
-                problem=f"{path} cannot be opened ({error.strerror})",
-                remedy="it stands beside the database, for the processes on it to take turns: "
-                "check its owner and mode, and those of the directory",
-            ) from error
+            raise self._unavailable("opened", error) from error
         self._turn = threading.Lock()
+
+    def _unavailable(self, what: str, error: OSError) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            problem=f"{self.path} cannot be {what} ({error.strerror})",
+            remedy="it stands beside the database, for the processes on it to take turns: "
+            "check its owner and mode, and those of the directory",
+        )
 
     def acquire(self) -> None:
         """Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes."""
@@ -42,8 +45,10 @@ class LockFile:
         try:
             while not _wait_for_lock(self.descriptor):
                 time.sleep(_DEADLOCK_PAUSE_S)
-        except BaseException:
+        except BaseException as error:
             self._turn.release()
+            if isinstance(error, OSError):
+                raise self._unavailable("locked", error) from error
             raise
 
     def release(self) -> None:
@@ -61,6 +66,8 @@ class LockFile:
             there = self.path.lstat()
         except FileNotFoundError:
             return False
+        except OSError as error:  # it may be the same, and two of one file would both have its lock
+            raise self._unavailable("reached any more", error) from error
         return os.path.samestat(there, os.fstat(self.descriptor))
 
     def write(self, text: str) -> None:
