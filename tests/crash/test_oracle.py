@@ -135,7 +135,7 @@ LIMITED = [
 LATE = {
     "was claimed": ["UPDATE crash_history SET started_at = deadline_at, at = deadline_at WHERE attempt = 2"],
     "after the deadline": [
-        "UPDATE crash_history SET old_due_at = old_due_at - 80000000, deadline_at = deadline_at - 80000000"
+        "UPDATE crash_history SET old_due_at = old_due_at - 120000000, deadline_at = deadline_at - 120000000"
     ],
     "by its deadline": [
         "UPDATE crash_history SET state = 'failed', note = 'failed:DeadlineExceeded: ' WHERE state = 'succeeded'"

@@ -243,7 +243,7 @@ class PostgresDatabase:
           FROM crash_history AS h
          ORDER BY h.run_id, h.number
     """
-    seen_after_us = 1_000_000
+    seen_after_us = 2_000_000
 
     def __init__(self, url: str, beside: str | None = None, lease_s: float | None = None) -> None:
         """

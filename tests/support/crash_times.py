@@ -8,8 +8,8 @@ from crash_rules import CLOCK_US, Broken, Story, is_retry
 
 STALE_US = 60_000_000
 """How old the instant that a statement goes by may be when its rows are written: whoever is stopped there goes on later."""
-BEGINS_WITHIN_US = 15_000_000
-"""How long after its claim an attempt may begin: a worker that was stopped begins it if it still has its lease."""
+BEGINS_WITHIN_US = 30_000_000
+"""How long after its claim an attempt may begin: whoever is stopped before he looks at his lease has it, and he may be after it."""
 _YEAR_MS = 365 * 86_400_000
 _FOREVER_MS = 1000 * _YEAR_MS
 
