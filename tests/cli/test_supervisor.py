@@ -205,6 +205,24 @@ def test_a_signal_while_the_processes_start_ends_them(start, write, is_alive):
     assert not is_alive(int(pid))
 
 
+def test_a_process_that_fails_to_start_as_all_end_is_no_bad_end(start, write):
+    write(
+        "slow.py",
+        """
+        import os, signal, threading
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+        print("importing", flush=True)
+        threading.Event().wait()
+        """,
+    )
+    supervisor = start("worker", "slow:app", "--processes", "2")
+    supervisor.hear("importing")
+
+    supervisor.signal(signal.SIGTERM)
+
+    assert supervisor.wait() == 0
+
+
 def test_what_an_action_starts_neither_reads_nor_holds_the_line(supervise, write, retrier, is_alive, eventually):
     """Were it inherited, a program that reads its input would take the words that are meant for the worker."""
     write(

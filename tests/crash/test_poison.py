@@ -140,7 +140,8 @@ def test_a_callback_that_kills_its_process_backs_off_and_others_go_on(scene, cal
     calls = [line.at_us for line in story.lines if line.event == "callback"]
     waits = [later - earlier for earlier, later in pairwise(calls[1:])]
     assert [wait >= least for wait, least in zip(waits, (125_000, 250_000, 500_000), strict=True)] == [True] * 3
-    assert max(stories[run_id].losses for run_id in others) <= 1
+    # Two: where it takes longer than its probation to kill, another suspect may have started beside it.
+    assert max(stories[run_id].losses for run_id in others) <= 2
 
 
 def test_a_callback_that_always_kills_its_process_does_not_stop_other_runs(scene):

@@ -214,8 +214,10 @@ class Supervisor:
                 self._replace(place, code)
 
     def _note_end(self, place: _Place, pid: int, code: int) -> None:
-        if code != 0 and (place.is_ready or code != -signal.SIGTERM):
-            logger.warning("worker process %d has ended (%s)", pid, _describe(code))
+        if code in {0, -signal.SIGTERM}:
+            return
+        logger.warning("worker process %d has ended (%s)", pid, _describe(code))
+        if place.is_ready:  # else it has begun nothing: that it could not start is no bad end
             self._exit_code = self._exit_code or 1
 
     def _replace(self, place: _Place, code: int) -> None:
