@@ -53,8 +53,8 @@ class Reporter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is still to be written or being called back."""
-        return bool(self._unwritten or self._calling or self._due or self._claimed)
+        """Whether something is still to be written or being called back, or may be due after a pause."""
+        return bool(self._unwritten or self._calling or self._due or self._claimed or self._pause)
 
     def report(self, execution: Execution, outcome: Outcome, worker: str) -> None:
         """Settle an attempt that has ended, and collect what follows from it."""
@@ -265,3 +265,4 @@ class Reporter:
         """Call nothing more that is not owed with an outcome."""
         self._stopping = True
         self._due = False
+        self._end_pause()

@@ -199,8 +199,8 @@ async def test_what_is_due_and_may_not_be_called_yet_is_not_asked_for_without_a_
     claims = caller.claims
     caller.reporter.callbacks_are_due()
 
-    assert not caller.reporter.is_busy
-    assert not caller.changed.is_set()
+    assert caller.reporter.is_busy, "what is due is not forgotten: a worker that waits for idleness waits on"
+    assert (caller.claims, caller.changed.is_set()) == (claims, False)
     await asyncio.wait_for(caller.changed.wait(), 30)  # whoever asks is told to, after the pause
     caller.suspects.end(("a run", 1))
     await caller.call_back()
@@ -218,6 +218,7 @@ async def test_a_suspect_that_could_not_be_called_is_given_back_once_another_exe
     await asyncio.wait_for(caller.reporter.call_back_once(lambda: caller.worker, caller.suspects), 30)
 
     assert (caller.state(run_id), caller.bench.notes) == (GIVEN_BACK, [])
+    await asyncio.wait_for(caller.changed.wait(), 30)  # then whoever wants to look again
     assert not caller.reporter.is_busy
 
 
