@@ -18,7 +18,7 @@ MEDIAN_S = 2.0
 BY_LEASE_S = 11.5
 """The lease, and until somebody looks."""
 LATER_MS = 4000
-NOT_LATER_THAN_S = 3.0
+NOT_LATER_THAN_S = 15  # the clocks are wrong by a day; libfaketime itself has threads oversleep by seconds
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
