@@ -232,10 +232,9 @@ class Reporter:
 
     async def _call_suspect(self, claimant: Claimant, suspects: Suspects) -> bool:
         """Call one callback that may have cost a worker, if it may be called beside the suspects that execute."""
+        # A suspect's end that nobody knows yet would be lost with us; we look again when it is written.
         if any(report.losses for report in self._unwritten.values()):
-            return (
-                False  # a suspect's end that nobody knows yet would be lost with us; we look again when it is written
-            )
+            return False
         loop = asyncio.get_running_loop()
         allowance = suspects.allowance(loop.time())
         if not allowance and not self._claimed:

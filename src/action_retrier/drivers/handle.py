@@ -71,6 +71,8 @@ class Handle(ABC):
     """Which retriers may use it."""
     errors: ClassVar[tuple[type[Exception], ...]]
     """What the client library raises."""
+    waits: ClassVar[bool] = True
+    """Whether an async call has to wait for the database, so that it may be canceled meanwhile."""
 
     def __init__(self, *, writes: bool) -> None:
         self._writes = writes
@@ -147,7 +149,8 @@ class Handle(ABC):
         await self.open_async()
         async with self.alone():
             call = Undivided()
-            return await call.run(self._run(op, call))
+            running = self._run(op, call)
+            return await (call.run(running) if self.waits else running)
 
     async def _run(self, op: Op[T], call: Undivided) -> T:
         with self.translated():

@@ -161,6 +161,7 @@ class ConnectionHandle(SqliteHandle):
 
     colours: frozenset[Colour] = frozenset({"async", "sync"})
     kind = "a sqlite3.Connection"
+    waits = False
 
     def __init__(self, connection: sqlite3.Connection, home: Home, clock: Clock, *, writes: bool) -> None:
         super().__init__(home, clock, writes=writes)
