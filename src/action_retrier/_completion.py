@@ -61,6 +61,18 @@ class Report:
         return Settled(self.run_id, self.attempt, self.worker, self.move, callback, self.progress)
 
 
+@dataclass(slots=True)
+class _Call:
+    """
+    One callback of one run, however often it is called.
+
+    Attributes:
+        is_out: Whether the last call has begun and has not returned: what is raised then, the callback has raised.
+    """
+
+    is_out: bool = False
+
+
 class Completion:
     """Writes reports and calls back."""
 
@@ -114,25 +126,27 @@ class Completion:
         return busy
 
     async def _complete_in(self, transaction: Transaction, report: Report) -> Fate:
+        call = _Call()
         try:
             async with transaction.savepoint():
-                return await self._finish_and_call(transaction, report)
+                return await self._finish_and_call(transaction, report, call)
         except BaseException as error:
             if not transaction.is_open or _is_being_canceled() or self._database.is_transient(error):
                 raise
-            applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error))]))
+            applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error, call))]))
             return _fate(report, applied)
 
     async def _complete_alone(self, report: Report) -> Fate:
+        call = _Call()
         try:
             fate = await self._mutations.in_transaction(
-                self._callback(report), lambda transaction: self._finish_and_call(transaction, report)
+                self._callback(report), lambda transaction: self._finish_and_call(transaction, report, call)
             )
         except BaseException as error:
             if _is_being_canceled():
                 raise
             # The outcome stays, and the callback alone is tried again.
-            fate = await self._write_alone(report, self._postponed(report, error))
+            fate = await self._write_alone(report, self._postponed(report, error, call))
         _tell(report, fate)
         return fate
 
@@ -146,38 +160,43 @@ class Completion:
             await asyncio.sleep(pause_s)
         return "busy"
 
-    async def _finish_and_call(self, transaction: Transaction, report: Report) -> Fate:
+    async def _finish_and_call(self, transaction: Transaction, report: Report, call: _Call) -> Fate:
         """Write the end and call back, unless the run is not this attempt's any more, or nobody's for now."""
+        call.is_out = False
         fate = _fate(report, await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])))
         if fate == "written":
-            callback = self._callback(report)
+            callback, call.is_out = self._callback(report), True
             arguments = callback.callback_arguments(
                 run_id=report.run_id, result=_result(report.move), context=report.context
             )
             await self._mutations.call(transaction, callback, arguments)
+            call.is_out = False
         return fate
 
-    def _postponed(self, report: Report, error: BaseException) -> CallbackMark:
+    def _postponed(self, report: Report, error: BaseException, call: _Call) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)
-        text, traceback = _describe(report.run_id, report.on_complete, error)
+        text, traceback = _describe(report.run_id, report.on_complete, error, call)
         return CallbackMark("pending", tries=1, delay_us=delay, error=text, traceback=traceback)
 
     async def call_back(self, row: Row, worker: str) -> None:
         """Call a callback that has been claimed, alone in a transaction of its own."""
         run_id, tries = row["id"], row["callback_tries"]
-        callback = self._registry.mutations[row["on_complete"]]
+        callback, call = self._registry.mutations[row["on_complete"]], _Call()
 
         async def finish_and_call(transaction: Transaction) -> None:
+            call.is_out = False
             if await transaction.run(finish_callback(run_id, worker, tries)):
+                call.is_out = True
                 arguments = callback.callback_arguments(run_id=run_id, result=_result_of(row), context=row["context"])
                 await self._mutations.call(transaction, callback, arguments)
+                call.is_out = False
 
         try:
             await self._mutations.in_transaction(callback, finish_and_call)
         except BaseException as error:
             if _is_being_canceled():
                 raise
-            text, traceback = _describe(run_id, callback.name, error)
+            text, traceback = _describe(run_id, callback.name, error, call)
             delay = callback_delay_us(tries, self._rng)
             postpone = partial(postpone_callback, run_id, worker, tries, delay, text, traceback=traceback)
             await self._database.write(postpone)
@@ -210,11 +229,18 @@ def _result_of(row: Row) -> RunResult:
             return Failed(row["error"], row["error_type"])
 
 
-def _describe(run_id: str, name: str, error: BaseException) -> tuple[str, str]:
-    """Log that a callback raised, and return what is stored of it: the error and its traceback."""
+def _describe(run_id: str, name: str, error: BaseException, call: _Call) -> tuple[str, str]:
+    """Log that a callback, or its transaction, failed; return what is stored of it: the error and its traceback."""
     error_type, message, traceback = describe_exception(error)
+    # The text of the error, which may tell anything, stays in the database: `get` and `show` tell it.
     logger.warning(
-        "callback %s of run %s raised %s; it is tried again", name, run_id, error_type, extra={"run_id": run_id}
+        "callback %s of run %s raised %s; it is tried again"
+        if call.is_out
+        else "callback %s of run %s: its transaction failed with %s; unless it has committed, it is tried again",
+        name,
+        run_id,
+        error_type,
+        extra={"run_id": run_id},
     )
     return clean_text(f"{error_type}: {message}", ERROR_LIMIT), traceback
 

@@ -138,7 +138,8 @@ class ActionRetrier:
         Wait until a run has ended, and return its result.
 
         Args:
-            timeout_ms: Give up after this; None never does. The run goes on.
+            timeout_ms: Give up after this; None never does. The run goes on. It counts by the App's clock: under a
+                `ManualClock` it is over when the test has moved that.
 
         Raises:
             RunNotFound: No run has this id.

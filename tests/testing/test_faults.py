@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -222,10 +223,52 @@ def test_a_caller_may_die_as_well(shop, inject, is_there):
 def test_an_answer_that_is_lost_is_an_error_of_the_database(shop):
     run_id = shop.start()
 
-    with fail_after(shop.app, "cancel"), pytest.raises(DatabaseUnavailable, match=r"at cancel\.after_commit"):
+    with fail_after(shop.app, "cancel"), pytest.raises(DatabaseUnavailable, match=r"at cancel\.after_commit") as caught:
         shop.retrier.cancel(shop.app, run_id)
 
     assert shop.retrier.status(shop.app, run_id) == Completed(Canceled())
+    assert caught.value.remedy == "look whether it did before you do it again"
+
+
+@pytest.mark.parametrize("point", ["cancel.before", "cancel.before_commit"])
+def test_what_has_not_committed_may_be_done_again(shop, point):
+    run_id = shop.start()
+
+    with fail_at(shop.app, point), pytest.raises(DatabaseUnavailable, match="nothing was committed: do it again"):
+        shop.retrier.cancel(shop.app, run_id)
+
+    assert shop.state(run_id) == "pending"
+
+
+def test_the_log_says_what_has_happened_and_nothing_of_the_dead(shop, caplog):
+    """A callback that has returned raised nothing, wherever its worker dies."""
+    shop.start()
+
+    with crash_after(shop.app, "report"):
+        run_until_idle_sync(shop.app)
+
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert re.fullmatch(r"worker \S+ dies, by a test, at report\.after_commit", told[0])
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        ("report.before_commit", "its transaction failed with action_retrier.errors.DatabaseUnavailable"),
+        ("report.after_commit", "its transaction failed with action_retrier.errors.DatabaseUnavailable"),
+        ("callback.before", "raised action_retrier.errors.DatabaseUnavailable; it is tried again"),
+    ],
+)
+def test_a_callback_is_not_said_to_have_raised_what_its_transaction_did(shop, caplog, point, told):
+    run_id = shop.start()
+
+    with fail_at(shop.app, point):
+        run_until_idle_sync(shop.app, jump=True)
+
+    (line,) = [message for message in caplog.messages if message.startswith("callback shipped of run ")]
+    assert told in line
+    assert shop.state(run_id) == "succeeded"
 
 
 @pytest.mark.parametrize("point", ["recover.before", "recover.after_commit"])
@@ -260,6 +303,21 @@ def test_a_block_in_which_nothing_happened_says_so(shop):
         run_until_idle_sync(shop.app)
 
 
+def test_a_block_says_how_near_it_came(shop):
+    shop.start()
+    with (
+        pytest.raises(
+            NeverReached, match=r"callback\.before was reached 1 of 2 times inside the block: start the worker"
+        ),
+        crash_before(shop.app, "callback", nth=2),
+    ):
+        run_until_idle_sync(shop.app)
+    for step, remedy in (("start", "make the call in it"), ("migrate", "open the App in it")):
+        told = rf"{step}\.before was not reached inside the block: {remedy}"
+        with pytest.raises(NeverReached, match=told), crash_before(shop.app, step), shop.app:
+            pass
+
+
 def test_blocks_may_stand_inside_each_other(shop, system):
     run_id = shop.start()
 
@@ -281,7 +339,10 @@ def test_a_worker_that_was_started_before_the_block_may_fail_and_cannot_die(shop
             run_id = shop.start()
             worker.until_idle()
         assert (failed.happened, shop.state(run_id)) == (True, "succeeded")
-        with pytest.raises(NeverReached), crash_before(shop.app, "claim"):
+        with (
+            pytest.raises(NeverReached, match="but for a worker that was started outside of it, and cannot die: start"),
+            crash_before(shop.app, "claim"),
+        ):
             run_id = shop.start()
             worker.until_idle()
         assert shop.state(run_id) == "succeeded"
@@ -345,12 +406,35 @@ def test_another_app_opens_its_database_undisturbed(system, clock, inject):
 
 
 def test_names_are_checked(shop):
-    with pytest.raises(ValueError, match="no step 'reprot'; there are start, "):
+    with pytest.raises(ValueError, match=r"no step 'reprot': did you mean report\?$"):
         crash_before(shop.app, "reprot")
-    with pytest.raises(ValueError, match=r"no failpoint 'report'; there are start\.before, "):
+    with pytest.raises(ValueError, match="no step 'zzz'; there are start, cancel, "):
+        crash_before(shop.app, "zzz")
+    with pytest.raises(ValueError, match="no step 'report.before': it is a failpoint, which crash_at and fail_at take"):
+        crash_before(shop.app, "report.before")
+    with pytest.raises(
+        ValueError,
+        match=r"no failpoint 'report': report has report\.before, report\.before_commit, report\.after_commit$",
+    ):
         crash_at(shop.app, "report")
-    with pytest.raises(ValueError, match=r"no failpoint 'lease\.before_commit'; there are "):
+    with pytest.raises(
+        ValueError,
+        match=r"no failpoint 'reprot\.after': did you mean report\.after_commit\? report has report\.before, ",
+    ):
+        crash_at(shop.app, "reprot.after")
+    with pytest.raises(ValueError, match=r"no failpoint 'lease\.before_commit': did you mean lease\.before\?"):
         fail_at(shop.app, "lease.before_commit")
+    with pytest.raises(ValueError, match="no failpoint 'zzz'; there are start, .*each with its moments"):
+        fail_at(shop.app, "zzz")
+    with pytest.raises(ValueError, match="nth"):
+        fail_at(shop.app, "claim.before", nth=0)
+
+
+def test_a_retrier_is_no_app(shop):
+    with pytest.raises(TypeError, match="pass the App, not .*SyncActionRetrier.*: a retrier follows the App"):
+        crash_after(shop.retrier, "report")
+    with pytest.raises(TypeError, match="pass the App, not 7$"):
+        fail_after(7, "report")
 
 
 def test_each_failpoint_says_what_happens_there_and_can_be_injected(shop):

@@ -1,12 +1,14 @@
 """`run_until_idle` works off what is due, and moves the clock of the test to what is not."""
 
 import asyncio
+import contextlib
+import sqlite3
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import create_engine
 
-from action_retrier import ActionCtx, ActionRetrier, App, MutationCtx, Success, SyncActionRetrier
+from action_retrier import ActionCtx, ActionRetrier, App, InvalidContext, MutationCtx, Success, SyncActionRetrier
 from action_retrier.testing import ManualClock, NeverIdle, crash_after, isolated, run_until_idle, run_until_idle_sync
 
 
@@ -90,8 +92,47 @@ def test_what_no_worker_knows_is_left_alone(app):
 def test_a_run_that_retries_for_ever_is_an_error_that_names_it(app):
     run_id = SyncActionRetrier(app).run(app, "flaky", {"failures": 10**6}, max_failures=10**6, max_backoff_ms=60_000)
 
-    with pytest.raises(NeverIdle, match=rf"after 5 jumps .* flaky is pending \(run {run_id}, 6 attempts\)"):
+    with pytest.raises(
+        NeverIdle,
+        match=rf"after 5 jumps .* flaky is pending \(run {run_id}, 6 attempts\), the last error ConnectionError: not yet",
+    ):
         run_until_idle_sync(app, jump=True, max_jumps=5)
+
+
+def test_a_callback_that_always_raises_is_an_error_that_names_it(app):
+    run_id = SyncActionRetrier(app).run(app, "flaky", {"failures": 0}, on_complete="record", context=10**6)
+
+    told = rf"callback record is pending \(run {run_id}, \d tries\), the last error ValueError: not this time"
+    with pytest.raises(NeverIdle, match=rf"after 5 jumps .*: {told}"):
+        run_until_idle_sync(app, jump=True, max_jumps=5)
+
+
+def test_it_is_refused_inside_a_transaction(app):
+    """On SQLite its worker would wait for the transaction for ever."""
+    with pytest.raises(InvalidContext, match="inside an open transaction .*; leave its block first"), app.transaction():
+        run_until_idle_sync(app)
+
+
+async def test_it_is_refused_inside_an_async_tests_transaction(app):
+    with pytest.raises(InvalidContext, match="inside an open transaction .*; leave its block first"), app.transaction():
+        await run_until_idle(app)
+
+
+@pytest.mark.sqlite(reason="there a writer waits for a writer")
+def test_a_transaction_of_the_tests_own_does_not_make_it_wait_for_ever(app, system):
+    SyncActionRetrier(app).run(app, "flaky", {"failures": 0})
+    with contextlib.closing(sqlite3.connect(system.path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(NeverIdle, match=r"could not begin within timeout_s=0\.2 s .*a transaction that stays open"):
+            run_until_idle_sync(app, timeout_s=0.2)
+
+    assert len(run_until_idle_sync(app)) == 1
+
+
+def test_a_retrier_is_no_app(app, tmp_path):
+    for use in (run_until_idle_sync, lambda retrier: isolated(retrier, f"sqlite:///{tmp_path}/o.db").__enter__()):
+        with pytest.raises(TypeError, match="pass the App, not .*: a retrier follows the App that it was made of"):
+            use(SyncActionRetrier(app))
 
 
 def test_an_action_that_does_not_return_is_an_error_that_names_it(app):

@@ -124,6 +124,42 @@ def test_an_open_app_is_an_error_of_the_test(session):
     done.stdout.fnmatch_lines(["*RuntimeError: * is open: leave its `with` block first*"])
 
 
+def test_the_test_is_named_that_forgot_to_isolate_the_app(session):
+    done = session(
+        test_forgotten="""
+            from shop import app, order, retrier
+
+            def test_isolates(retrier_isolate):
+                retrier_isolate(app)
+
+            def test_forgets():
+                order(7)
+
+            def test_is_not_to_blame(retrier_isolate):
+                retrier_isolate(app)
+        """
+    )
+
+    done.assert_outcomes(passed=2, failed=1)
+    done.stdout.fnmatch_lines(
+        ["*is open: *It was opened in test_forgotten.py::test_forgets*, which has not isolated it*"]
+    )
+
+
+def test_a_retrier_is_isolated_with_its_app(session):
+    done = session(
+        test_retrier="""
+            from shop import retrier
+
+            def test_it(retrier_isolate):
+                retrier_isolate(retrier)
+        """
+    )
+
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*TypeError: pass the App, not *: a retrier follows the App that it was made of*"])
+
+
 def test_the_database_may_be_overridden(session):
     done = session(
         conftest="""

@@ -95,6 +95,12 @@ def test_a_url_that_names_no_database_is_named_in_the_error(url: str) -> None:
         ("django", "did you mean sqlite:///django?"),
         ("sqlite+aiosqlite:///shop.db", "App(engine), or a URL without +aiosqlite"),
         ("postgresql+psycopg://host/shop", "App(engine), or a URL without +psycopg"),
+        ("postgres//host/shop", "did you mean postgresql://...?"),
+        ("postgresql:/host/shop", "did you mean postgresql://...?"),
+        ("Postgre://user:secret@host/shop", "did you mean postgresql://...?"),
+        ("sqlite:shop.db", "did you mean sqlite:///relative.db or sqlite:////absolute.db?"),
+        ("sqlite//shop.db", "did you mean sqlite:///relative.db or sqlite:////absolute.db?"),
+        ("postgres/shop.db", "did you mean sqlite:///postgres/shop.db?"),
         ("", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
         ("data/", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
         ("user:secret@host", "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."),
@@ -104,6 +110,11 @@ def test_a_url_that_names_no_database_is_named_in_the_error(url: str) -> None:
 )
 def test_the_advice_is_a_url_that_this_version_takes(url: str, advice: str) -> None:
     assert advice in refused(url)
+
+
+def test_a_path_is_no_url() -> None:
+    with pytest.raises(ValueError, match=r'not \w*Path: did you mean f"sqlite:///\{path\}"\?'):
+        open_database(Path("shop.db"), clock=ManualClock(), auto_migrate=True)  # type: ignore[arg-type]
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:

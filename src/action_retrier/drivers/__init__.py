@@ -6,6 +6,8 @@ place that chooses one. A difference between databases is a capability here with
 test, never an ``if`` on the dialect above.
 """
 
+import difflib
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -309,8 +311,9 @@ def _open_engine(engine: object, *, clock: Clock, auto_migrate: bool) -> Databas
         from .sqlalchemy.engine import EngineDatabase  # noqa: PLC0415 - as above
 
         return EngineDatabase(engine, clock=clock, auto_migrate=auto_migrate)  # type: ignore[arg-type] # known by its name
+    meant = ': did you mean f"sqlite:///{path}"?' if isinstance(engine, os.PathLike) else ""
     raise ValueError(
-        f"database must be a URL such as sqlite:///app.db, or a SQLAlchemy engine, not {type(engine).__name__}"
+        f"database must be a URL such as sqlite:///app.db, or a SQLAlchemy engine, not {type(engine).__name__}{meant}"
     )
 
 
@@ -318,11 +321,19 @@ def _advice(url: str) -> str:
     scheme, plus, driver = url.partition(":")[0].partition("+")
     if plus and scheme in {"postgresql", "postgres", "sqlite"} and "://" in url:
         return f"pass SQLAlchemy's engine itself, App(engine), or a URL without +{driver}"
+    if (word := _SCHEME.match(url)) and (meant := difflib.get_close_matches(word[1].lower(), _SCHEMES, n=1)):
+        return f"did you mean {_SCHEMES[meant[0]]}?"
     if _BARE_PATH.fullmatch(url):
         return f"did you mean sqlite:///{url}?"
     return "use sqlite:///relative.db, sqlite:////absolute.db or postgresql://..."
 
 
+_SCHEME = re.compile(r"(\w+)(?::|//)")
+_SCHEMES = {
+    "postgresql": "postgresql://...",
+    "postgres": "postgresql://...",
+    "sqlite": "sqlite:///relative.db or sqlite:////absolute.db",
+}
 _BARE_PATH = re.compile(r"[^:@?#\0]*[^:@?#\0/]")  # where an @ stands, a secret may
 
 

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from .._policy import check_number
+
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,9 +62,17 @@ class ManualClock:
         return _EPOCH + timedelta(microseconds=self._now_us)
 
     def advance(self, ms: float) -> None:
-        """Move time forward by *ms* milliseconds, and let everything that becomes due by it happen."""
-        if ms < 0:
-            raise ValueError(f"ms must not be negative, not {ms!r}")
+        """
+        Move time forward by *ms* milliseconds, and let everything that becomes due by it happen.
+
+        Raises:
+            ValueError, TypeError: It is no finite number, or negative.
+        """
+        given: object = ms
+        if isinstance(given, timedelta):
+            number = f"{given / timedelta(milliseconds=1):.15g}"
+            raise TypeError(f"ms must be a number of milliseconds, not {given!r}: advance({number})")
+        check_number("ms", ms)
         due = []
         with self._lock:
             self._now_us += round(ms * 1000)

@@ -5,6 +5,7 @@ Production code knows nothing of it. An operation is recognized by the name of i
 database is given it, see `action_retrier.testing._watch`; without a watch not even that happens.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -120,5 +121,20 @@ def find(kind: Literal["step", "failpoint"], name: str) -> Step:
     """Return the step of that name, or that a failpoint belongs to. Raises ValueError for a name that is none."""
     known: Mapping[str, Step] = STEPS if kind == "step" else BY_POINT
     if name not in known:
-        raise ValueError(f"no {kind} {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"no {kind} {name!r}{_meant(kind, name)}")
     return known[name]
+
+
+def _meant(kind: Literal["step", "failpoint"], name: object) -> str:
+    """Say what may have been meant, or else what there is."""
+    if kind == "step" and name in BY_POINT:
+        return ": it is a failpoint, which crash_at and fail_at take"
+    stem, _, moment = str(name).partition(".")
+    close = difflib.get_close_matches(stem, STEPS, n=1)
+    if not close:
+        return f"; there are {', '.join(STEPS)}{'' if kind == 'step' else ', each with its moments: see failpoints()'}"
+    step = STEPS[close[0]]
+    if kind == "step":
+        return f": did you mean {step.name}?"
+    (point,) = difflib.get_close_matches(f"{step.name}.{moment}", step.points, n=1, cutoff=0)
+    return f"{f': did you mean {point}?' if moment else ':'} {step.name} has {', '.join(step.points)}"

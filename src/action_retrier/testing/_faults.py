@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+from .._policy import check_count
 from .._statements import Op
 from .._worker import Worker
 from ..app import App
+from ..config import logger
 from ..errors import DatabaseUnavailable
-from ._failpoints import Step, find
+from ._app import check_app
+from ._failpoints import By, Step, find
 from ._watch import Watch, in_worker
 
 Kind = Literal["crash", "error"]
@@ -35,9 +39,11 @@ class _Process:
         self.burial: asyncio.Task[None] | None = None
         self.buried = asyncio.Event()
 
-    def die(self) -> None:
+    def die(self, point: str) -> None:
         """From here on nothing of it has any effect."""
         if not self.is_dead:
+            logger.warning("worker %s dies, by a test, at %s", self.worker.id or "that begins", point)
+            logger.addFilter(_is_alive)  # for good, and only once: threads of the dead go on
             self.is_dead = True
             _dead.update(self.ids)
             loop: asyncio.AbstractEventLoop = self.worker._loop
@@ -92,8 +98,9 @@ class Injected:
         self.point = point
         self.happened = False
         self._app = app
-        self._by = find("failpoint", point).by
-        self._remaining = nth
+        self._step = find("failpoint", point)
+        self._nth = self._remaining = nth
+        self._passed_outside = False
         self._lock = threading.Lock()
         self._kind = kind
         self._error = error
@@ -102,7 +109,10 @@ class Injected:
     def _reach(self, step: Step, moment: str) -> None:
         _refuse_the_dead()
         process = _process.get()
-        if f"{step.name}.{moment}" != self.point or not self._concerns(process):
+        if f"{step.name}.{moment}" != self.point:
+            return
+        if not self._concerns(process):
+            self._passed_outside = True
             return
         with self._lock:
             self._remaining -= 1
@@ -110,16 +120,14 @@ class Injected:
                 return
             self.happened = True
         if self._kind == "error":
-            raise self._error or DatabaseUnavailable(
-                problem=f"the connection was lost, by a test, at {self.point}", remedy="do it again"
-            )
+            raise self._error or _lost_connection(self.point)
         if process is not None:
-            process.die()
+            process.die(self.point)
         raise SimulatedCrash(self.point)
 
     def _concerns(self, process: _Process | None) -> bool:
         """Whether it can happen to this one: a worker that was started outside the block is no process that can die."""
-        is_a_worker = self._by == "worker" or in_worker.get()
+        is_a_worker = self._step.by == "worker" or in_worker.get()
         return process is not None or not is_a_worker or self._kind == "error"
 
     @contextlib.contextmanager
@@ -136,9 +144,36 @@ class Injected:
             finally:
                 self._watch.remove()
         if not self.happened:
-            raise NeverReached(
-                f"{self.point} was not reached inside the block: start the worker, or call run_until_idle, in it"
+            raise NeverReached(self._why_not())
+
+    def _why_not(self) -> str:
+        """Say how near it came, and what to do."""
+        reached = self._nth - self._remaining
+        times = f"reached {reached} of {self._nth} times" if reached else "not reached"
+        if self._passed_outside:
+            return (
+                f"{self.point} was {times} inside the block, but for a worker that was started outside of it, and "
+                f"cannot die: {_TO_REACH['worker']}"
             )
+        return f"{self.point} was {times} inside the block: {_TO_REACH[self._step.by]}"
+
+
+_TO_REACH: dict[By, str] = {
+    "worker": "start the worker, or call run_until_idle, in it, with something due",
+    "caller": "make the call in it, through a retrier of this App",
+    "opener": "open the App in it, which is not open before",
+}
+
+
+def _lost_connection(point: str) -> DatabaseUnavailable:
+    """Return what a driver raises at such a moment; after a COMMIT that got no answer, nobody knows what it did."""
+    problem = f"the connection was lost, by a test, at {point}"
+    if point.endswith(".after_commit"):
+        return DatabaseUnavailable(
+            problem=f"{problem}, and whether it has committed is not known",
+            remedy="look whether it did before you do it again",
+        )
+    return DatabaseUnavailable(problem=f"{problem}, and nothing was committed", remedy="do it again")
 
 
 def crash_before(app: App, step: str, *, nth: int = 1) -> contextlib.AbstractContextManager[Injected]:
@@ -189,7 +224,7 @@ def crash_at(app: App, point: str, *, nth: int = 1) -> contextlib.AbstractContex
         A context manager; what it gives knows whether it has ``happened``.
 
     Raises:
-        NeverReached: At the end of the block, if it has not.
+        NeverReached: At the end of the block, if it has not: it says how near it came.
     """
     return _inject(app, point, nth, "crash", None)
 
@@ -216,7 +251,8 @@ def fail_at(
 
     Args:
         app, point, nth: As `crash_at` takes them.
-        error: By default `DatabaseUnavailable`, as a lost connection raises it.
+        error: By default `DatabaseUnavailable`, as a lost connection raises it; with the advice that belongs to the
+            moment: after a commit, to look before it is done again.
     """
     return _inject(app, point, nth, "error", error)
 
@@ -224,6 +260,8 @@ def fail_at(
 def _inject(
     app: App, point: str, nth: int, kind: Kind, error: BaseException | None
 ) -> contextlib.AbstractContextManager[Injected]:
+    check_app(app)
+    check_count("nth", nth, at_least=1)
     return Injected(app, point, nth=nth, kind=kind, error=error)._active()
 
 
@@ -255,6 +293,12 @@ def _refuse_the_dead() -> None:
     process = _process.get()
     if process is not None and process.is_dead:
         raise SimulatedCrash("its process is dead")
+
+
+def _is_alive(_record: logging.LogRecord) -> bool:
+    """Let nothing into the log of what the code of a dead process makes of its death."""
+    process = _process.get()
+    return process is None or not process.is_dead
 
 
 def _mortal(make_session: Callable[..., Any]) -> Callable[..., Any]:

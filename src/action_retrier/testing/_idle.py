@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 
 from .._mutations import run_in_loop
+from .._open_transactions import refuse_inside_transaction
 from .._ops.claims import ANY_LOSSES, earliest, next_due
 from .._worker import Worker
 from ..app import App
-from ..errors import DatabaseUnavailable
+from ..errors import DatabaseUnavailable, InvalidContext
 from ..results import Run
 from ..retrier import ActionRetrier
+from ._app import check_app
 from ._clock import ManualClock
 from ._faults import SimulatedCrash
 
 LIMIT_S = 30.0
 _JUMPS = 1000
 _TOLD = 10
+_SHOWN = 200
 
 
 class NeverIdle(AssertionError):
@@ -48,10 +51,12 @@ async def run_until_idle(
         timeout_s: How long, in real time, it may take each time until nothing is due.
 
     Returns:
-        The runs that have ended meanwhile, oldest first; also those that retention has removed since.
+        The runs that have ended meanwhile, oldest first; also those that retention has removed since. Not those that
+        were tried, and wait: `ActionRetrier.get` tells of them.
 
     Raises:
         NeverIdle: Runs were left after *max_jumps*, or did not end within *timeout_s*.
+        InvalidContext: A transaction of the app's is open here: its worker would wait for it.
         ValueError: *jump*, and the app has no `ManualClock`.
 
     Example:
@@ -68,19 +73,25 @@ async def run_until_idle(
         >>> asyncio.run(main())
         succeeded Success(type='success', return_value='charged 7')
     """
+    _check(app)
     clock = app._engine.clock
     if jump and not isinstance(clock, ManualClock):
         raise ValueError("jump=True moves a ManualClock: make the App with one, or give it one with isolated(...)")
     ended = _Ended(app, before={run.id: run.completed_at async for run in _all_runs(app)})
     session = app.worker(queues=queues, grace_ms=0)
     try:
-        worker = await session.__aenter__()
+        async with asyncio.timeout(timeout_s):
+            worker = await session.__aenter__()
     except SimulatedCrash:
         return []  # it has died before it had begun
+    except TimeoutError:
+        raise NeverIdle(
+            f"its worker could not begin within timeout_s={timeout_s:g} s of real time: look for a transaction that "
+            "stays open, such as on a connection of the test's own"
+        ) from None
     async with contextlib.AsyncExitStack() as end:
         end.push_async_exit(session)
         for _ in range(max_jumps + 1):
-            await _recover_dead(worker)
             await _until_idle(app, worker, timeout_s)
             if worker._stopped or not (jump and isinstance(clock, ManualClock)):
                 break  # it has died, or time is not ours to move
@@ -104,10 +115,23 @@ def run_until_idle_sync(
     timeout_s: float = LIMIT_S,
 ) -> list[Run]:
     """Like `run_until_idle`, and blocks."""
+    _check(app)  # here: the thread that it runs in has no transaction open
     runs: list[Run] = run_in_loop(
         lambda: run_until_idle(app, jump=jump, queues=queues, max_jumps=max_jumps, timeout_s=timeout_s)
     )
     return runs
+
+
+def _check(app: App) -> None:
+    check_app(app)
+    try:
+        refuse_inside_transaction(app._database.turn)
+    except InvalidContext:
+        raise InvalidContext(
+            problem="run_until_idle was called inside an open transaction on the same database",
+            remedy="leave its block first: what it has started is not there before it has committed, and on SQLite the "
+            "worker would wait for it",
+        ) from None
 
 
 class _Ended:
@@ -155,6 +179,7 @@ async def _recover_dead(worker: Worker) -> None:
 async def _until_idle(app: App, worker: Worker, timeout_s: float) -> None:
     try:
         async with asyncio.timeout(timeout_s):
+            await _recover_dead(worker)
             await worker.until_idle()
     except TimeoutError:
         raise NeverIdle(f"not within timeout_s={timeout_s:g} s of real time: {await _left(app)}") from None
@@ -179,5 +204,16 @@ async def _left(app: App) -> str:
         async for run in _all_runs(app)
         if run.completed_at is None or (run.callback is not None and run.callback.state == "pending")
     ]
-    told = [f"{run.action} is {run.state} (run {run.id}, {len(run.attempts)} attempts)" for run in left[:_TOLD]]
+    told = [_told(run) for run in left[:_TOLD]]
     return "; ".join([*told, f"and {len(left) - _TOLD} more"] if len(left) > _TOLD else told) or "nothing that shows"
+
+
+def _told(run: Run) -> str:
+    if run.completed_at is not None and run.callback is not None:
+        tries, error = f"{run.callback.tries} tries", run.callback.last_error
+        what = f"callback {run.callback.name} is {run.callback.state} (run {run.id}, {tries})"
+    else:
+        last = next((attempt for attempt in reversed(run.attempts) if attempt.error_type is not None), None)
+        error = None if last is None else f"{last.error_type}: {last.error}"
+        what = f"{run.action} is {run.state} (run {run.id}, {len(run.attempts)} attempts)"
+    return what if error is None else f"{what}, the last error {error:.{_SHOWN}}"
