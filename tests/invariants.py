@@ -9,6 +9,12 @@ from typing import Any
 
 from action_retrier._lifecycle import COMPLETED, TRANSITIONS, State
 
+from .support.backoffs import backoff_us
+
+_AT_ONCE_US = 1_000_000  # two statements of one transaction each read the clock
+
+_CANNOT_SAY_WHEN = {"WorkerLost", "WorkerStopped", "TimedOut", "ConnectionError"}  # others may, as RetryAfter does
+
 Snapshot = dict[str, list[dict[str, Any]]]
 
 
@@ -77,12 +83,43 @@ def _check_attempts(snapshot: Snapshot, runs: dict[str, dict[str, Any]]) -> None
 def check_step(before: Snapshot, after: Snapshot) -> None:
     """Raise AssertionError unless every row went a way that the state machine has."""
     later = {row["id"]: row for row in after["runs"]}
+    failed = {(row["run_id"], row["number"]): row for row in after["attempts"]}
     for old in before["runs"]:
-        _check_way(old, later.get(old["id"]))
+        new = later.get(old["id"])
+        _check_way(old, new)
+        if new is not None:
+            _check_times(old, new, failed.get((new["id"], new["attempt"])))
     kept = {(row["run_id"], row["number"]): row for row in after["attempts"]}
     for row in before["attempts"]:
         if row["run_id"] in later:
             assert kept[row["run_id"], row["number"]] == row, "history is not rewritten"
+
+
+def _check_times(old: dict[str, Any], new: dict[str, Any], failed: dict[str, Any] | None) -> None:
+    """I7: a retry waits as long as its policy says; past its deadline no attempt begins, and none is waited for."""
+    was, now, deadline = old["state"], new["state"], new["deadline_at"]
+    policy = json.loads(new["options"])
+    if (was, now) == ("pending", "running"):
+        assert deadline is None or new["started_at"] < deadline, "an attempt was claimed past the deadline"
+    if (was, now) == ("running", "pending"):
+        if new["failures"] == old["failures"]:
+            assert new["due_at"] == old["due_at"], "I7: what was given back is due as it was"
+            return
+        assert failed is not None, "I2: a failure of no current attempt"
+        least, most = backoff_us(policy, new["failures"])
+        is_by_policy = failed["error_type"] in _CANNOT_SAY_WHEN
+        assert not is_by_policy or least <= failed["delay"] <= most, f"I7: {failed['delay']} us, {new['failures']}"
+        if failed["delay"]:
+            since = new["due_at"] - failed["delay"]
+            assert abs(since - failed["ended_at"]) <= _AT_ONCE_US, "I7: it is due when that has passed"
+        assert deadline is None or new["due_at"] < deadline + _AT_ONCE_US, "nobody waits for what may not begin"
+    if was in COMPLETED and now == "pending":
+        limit_ms = policy["deadline_ms"]
+        is_after = deadline is not None and limit_ms is not None and deadline - new["due_at"] >= limit_ms * 1000 - 1
+        assert is_after or (deadline, limit_ms) == (None, None), "a retry has a deadline of its own"
+    if now == "failed" and was != now and new["error_type"] == "DeadlineExceeded":
+        assert deadline is not None, "only what has a deadline can exceed it"
+        assert new["completed_at"] >= deadline - _AT_ONCE_US, "it was not over yet"
 
 
 def _check_way(old: dict[str, Any], new: dict[str, Any] | None) -> None:

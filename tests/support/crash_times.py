@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from backoffs import FOREVER_MS, backoff_us
 from crash_rules import CLOCK_US, Broken, Story, is_retry
 
 STALE_US = 60_000_000
 """How old the instant that a statement goes by may be when its rows are written: whoever is stopped there goes on later."""
 BEGINS_WITHIN_US = 30_000_000
 """How long after its claim an attempt may begin: whoever is stopped before he looks at his lease has it, and he may be after it."""
-_YEAR_MS = 365 * 86_400_000
-_FOREVER_MS = 1000 * _YEAR_MS
 
 
 def broken_times(story: Story) -> Iterator[Broken]:
@@ -70,25 +69,13 @@ def _backoffs(story: Story, options: dict[str, Any]) -> Iterator[Broken]:
             yield Broken("early", f"I7: after failure {failures} at {change['at']}, due at {change['due_at']}")
 
 
-def backoff_us(options: dict[str, Any], failures: int) -> tuple[int, int]:
-    """Return the least and the most that a policy has a run wait after so many failures; as the user's guide says it."""
-    bound = options["max_backoff_ms"]
-    bound = _YEAR_MS if bound is None else bound
-    try:
-        nominal = min(bound, options["initial_backoff_ms"] * float(options["base"]) ** (failures - 1))
-    except OverflowError:
-        nominal = bound
-    least, most = (min(_FOREVER_MS, nominal * (1 + sign * options["jitter"])) * 1000 for sign in (-1, 1))
-    return int(least), int(most) + 1
-
-
 def _deadlines(story: Story, options: dict[str, Any]) -> Iterator[Broken]:
     """A life's deadline counts from its first due time; until then it may go on, and not longer."""
     limit_ms = options["deadline_ms"]
     for life in story.lives:
         first = life.changes[0]
         due_at = first["due_at"] if is_retry(first) else first["old_due_at"]
-        deadline = None if limit_ms is None else due_at + int(min(limit_ms, _FOREVER_MS) * 1000)
+        deadline = None if limit_ms is None else due_at + int(min(limit_ms, FOREVER_MS) * 1000)
         for change in life.changes:
             yield from _deadline(change, deadline, options)
         if deadline is None:
