@@ -44,6 +44,20 @@ def test_less_than_planned_is_not_clean(injector):
     assert "| SIGKILL of a worker | 2 | 1 |" in evidence.table()
 
 
+def test_an_execution_taken_from_the_living_is_not_clean(injector):
+    """Whoever has died by its own run may have been found dead before the soak has noticed; nobody works after that."""
+    evidence = Evidence("sqlite", 7, MADE, injector.fleet, injector, took_s=60)
+    evidence._unexplained += [("of the dead", 11, 5_000_000), ("of the living", 12, 5_000_000), ("of one later", 13, 5)]
+    injector.fleet.injuries[11].append((5_020_000, "own death"))
+    injector.fleet.injuries[13].append((5_020_000, "own death"))
+    evidence._last_sign_us.update({11: 4_990_000, 12: 4_990_000, 13: 4_990_000})
+
+    evidence._judge_unexplained()
+
+    assert evidence.taken_for_dead == ["of the living", "of one later"]
+    assert not evidence.is_clean
+
+
 def test_less_than_planned_is_clean_where_somebody_stopped_it(injector):
     evidence = Evidence("sqlite", 7, MADE, injector.fleet, injector, took_s=30, stopped_s=20)
 

@@ -117,6 +117,8 @@ class Evidence:
         self._injuries = fleet.injuries
         self._outages = injector.outages
         self._begun: list[int] = []
+        self._last_sign_us: defaultdict[int, int] = defaultdict(int)
+        self._unexplained: list[tuple[str, int, int]] = []
         self._slowest: list[tuple[float, str, int, str]] = []
         self._removed: set[str] = set()
         self._reader = getattr(injector, "reader", None)
@@ -125,6 +127,8 @@ class Evidence:
         """Take in what happened to a run."""
         begun = [line for line in story.lines if line.event == "begin"]
         self._begun += [line.at_us for line in begun]
+        for line in story.lines:
+            self._last_sign_us[line.pid] = max(self._last_sign_us[line.pid], line.at_us)
         self.executions += len(begun)
         self.retries += sum(map(is_retry, story.changes))
         self.effects += len(story.effects)
@@ -149,8 +153,7 @@ class Evidence:
         between = [(at, what) for at, what in self._injuries.get(pid, []) if since_us <= at <= again_at_us]
         after = [(at, what) for at, what in between if at >= begun_at_us]
         if not between:
-            self.taken_for_dead.append(run_id)
-            self.broken.append((run_id, Broken("taken", f"I1: taken from process {pid}, to which nothing was done")))
+            self._unexplained.append((run_id, pid, again_at_us))
             return
         at, what = after[0] if after else between[-1]
         took_s = (again_at_us - at) / 1e6
@@ -159,8 +162,18 @@ class Evidence:
         if len(self._slowest) > SLOWEST:
             heapq.heappop(self._slowest)
 
+    def _judge_unexplained(self) -> None:
+        """See whether executions were taken from the living: their own deaths we may have noticed after others did."""
+        for run_id, pid, again_at_us in self._unexplained:
+            has_died = any(what == "own death" and at > again_at_us for at, what in self._injuries.get(pid, []))
+            if not has_died or self._last_sign_us[pid] > again_at_us:
+                self.taken_for_dead.append(run_id)
+                text = f"I1: taken from process {pid}, to which nothing was done"
+                self.broken.append((run_id, Broken("taken", text)))
+
     def finish(self, scene: Scene) -> None:
         """Compare with what the database and the clients say as a whole."""
+        self._judge_unexplained()
         aged = {row["run_id"] for row in scene.rows("SELECT run_id FROM crash_aged")}
         self.broken += [(run_id, Broken("removed", "I9: was not old")) for run_id in self._removed - aged]
         begun = sorted(self._begun)
