@@ -112,7 +112,10 @@ def _check_times(old: dict[str, Any], new: dict[str, Any], failed: dict[str, Any
         if failed["delay"]:
             since = new["due_at"] - failed["delay"]
             assert abs(since - failed["ended_at"]) <= _AT_ONCE_US, "I7: it is due when that has passed"
-        assert deadline is None or new["due_at"] < deadline + _AT_ONCE_US, "nobody waits for what may not begin"
+        if (
+            failed["error_type"] == "WorkerLost"
+        ):  # settled as it is written; others may be written late, after an outage
+            assert deadline is None or new["due_at"] < deadline + _AT_ONCE_US, "nobody waits for what may not begin"
     if was in COMPLETED and now == "pending":
         limit_ms = policy["deadline_ms"]
         is_after = deadline is not None and limit_ms is not None and deadline - new["due_at"] >= limit_ms * 1000 - 1
