@@ -20,7 +20,7 @@ from crash_program import Program, call
 from action_retrier import Call, DatabaseUnavailable, RunInProgress, RunNotFound, RunSucceeded
 from action_retrier.testing import crash_at, run_until_idle_sync
 from action_retrier.testing._failpoints import STEPS, Step
-from action_retrier.testing._faults import _know_the_dead
+from action_retrier.testing._mortal import know_the_dead
 from action_retrier.testing._watch import Watch
 
 Fault = Literal["raise", "done-then-error", "hang", "cancel"]
@@ -271,7 +271,7 @@ class World:
         elif name == "recover":
             with crash_at(app, "claim.after_commit"):
                 run_until_idle_sync(app)
-            _know_the_dead(self.faulty.app._database.leases)
+            know_the_dead(self.faulty.app._database.leases)
         if name == "prune":
             for run_id in self.started:
                 with self.database.looking() as look:

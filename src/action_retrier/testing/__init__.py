@@ -9,7 +9,6 @@ from ._failpoints import failpoints
 from ._faults import (
     Injected,
     NeverReached,
-    SimulatedCrash,
     crash_after,
     crash_at,
     crash_before,
@@ -19,6 +18,7 @@ from ._faults import (
 )
 from ._idle import NeverIdle, run_until_idle, run_until_idle_sync
 from ._isolated import isolated
+from ._mortal import SimulatedCrash
 
 __all__ = [
     "Injected",

@@ -15,7 +15,7 @@ from ..results import Run
 from ..retrier import ActionRetrier
 from ._app import check_app
 from ._clock import ManualClock
-from ._faults import SimulatedCrash
+from ._mortal import SimulatedCrash
 
 LIMIT_S = 30.0
 _JUMPS = 1000
