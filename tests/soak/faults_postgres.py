@@ -116,6 +116,8 @@ class PostgresInjector(Injector):
 
     def _lose(self, fault: Fault, *, loses_request: bool) -> None:
         proxy = self._proxies[fault.victim]
+        if fault.victim < len(self._proxies) - 1:  # its renewals are among what gets lost, and with them its lease
+            self.fleet.injure(self.fleet.workers[fault.victim], fault.kind)
         self._end_losing.pop(proxy, lambda: None)()
         before = proxy.lost
         proxy.loses_request, proxy.loses = loses_request, Losing(proxy, fault.amount)
