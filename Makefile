@@ -34,8 +34,9 @@ endif
 demo: $(DEMO_NEEDS) ## Show the library at work (DEMO_ARGS="--help", DATABASE=postgres)
 	$(DEMO) $(DEMO_ARGS)
 
+# Three processes, for two cores: many tests wait for processes and leases.
 test: $(VENV)/.dev ## Run the tests that are not slow (TEST_ARGS="-m slow" runs those)
-	$(BIN)/pytest -n 2 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
+	$(BIN)/pytest -n 3 -m "not slow" --ignore=tests/docs $(TEST_ARGS)
 
 # Apart from what takes processes by the dozen. Those behind PgBouncer, where there is one, see what is done for it.
 coverage: $(VENV)/.dev ## Measure which branches of floors 0 to 3 the tests see: as long as they take
