@@ -11,6 +11,7 @@ from ..soak.evidence import Evidence
 from ..soak.faults import Injector
 from ..soak.fleet import Fleet
 from ..soak.names import NAMES, key
+from ..soak.page import page
 from ..soak.plan import LAST, ROUNDS, Fault, Plan
 from ..soak.report import Report
 from ..soak.writes import Enumeration
@@ -78,6 +79,19 @@ def test_a_crash_point_that_failed_is_not_clean():
     writes = Enumeration(failed=["a point"])
 
     assert report(writes=writes).verdict.startswith("NOT CLEAN: 1 crash points failed")
+
+
+def test_the_page_shows_both_databases_side_by_side(injector):
+    soaks = [Evidence(kind, 7, MADE, injector.fleet, injector, took_s=60) for kind in ("sqlite", "postgres")]
+    for soak in soaks:
+        soak.recoveries_s[NAMES["kill"]] += [0.5, 1.5]
+    told = json.loads(json.dumps(report(*soaks, writes=Enumeration()).as_json()))
+
+    shown = page(told)
+
+    assert "|  | SQLite | PostgreSQL |" in shown
+    assert f"| recovery after: {NAMES['kill']} | 2: 1.00, 1.50, 1.50 | 2: 1.00, 1.50, 1.50 |" in shown
+    assert "| runs lost (I1) | 0 | 0 |" in shown
 
 
 def test_programs_are_told_all_of_it_in_snake_case(injector):
