@@ -166,6 +166,8 @@ class Claiming:
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
+        if not self._incarnation.holds_lease:
+            return False  # nothing of it might begin: it would be claimed, and given back, again and again
         claimant = self._incarnation.claimant
         # A claim asks for suspects only after a look has seen some: mostly there are none.
         allowance = self._executions.suspects.allowance(self._loop.time()) if self._suspects_are_due else 0

@@ -87,7 +87,7 @@ class Callbacks:
         claimant = Claimant("w", "default", "[]", "[]")
         self.reporter.callbacks_are_due()
         async with asyncio.timeout(LIMIT_S):
-            while self.reporter.is_busy:
+            while self.reporter.is_busy and self.reporter._pause is None:  # until nothing more may be called for now
                 await self.reporter.call_back_once(lambda: claimant, self.suspects)
 
 
