@@ -60,14 +60,14 @@ storm: $(VENV)/.dev ## Soak each database for ten minutes, and lose a thousand a
 	$(BIN)/pytest -m slow tests/crash/test_storm.py \
 		tests/crash/test_lost_commits_postgres.py $(TEST_ARGS)
 
-# Both databases, unless one is named. On SQLite each write of a run's life is a crash point first, for some ten minutes
+# Both databases, unless one is named. On SQLite each write of a run's life is a crash point first, for some five minutes
 # on top of DURATION, unless EVERY_WRITE is 0. SOAK_ARGS="--help" lists what else there is.
 SOAKED := $(if $(filter file,$(origin DATABASE)),both,$(DATABASE))
 DURATION ?= 1h
 EVERY_WRITE ?= 1
 SOAK_ARGS ?=
 
-soak: $(VENV)/.dev ## Let everything go wrong for an hour, after ten minutes of crash points (EVERY_WRITE=0: none), and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7 SOAK_ARGS="--help")
+soak: $(VENV)/.dev ## Let everything go wrong for an hour, after five minutes of crash points (EVERY_WRITE=0: none), and see that nothing is lost (DURATION=10m DATABASE=postgres SEED=7 SOAK_ARGS="--help")
 	$(BIN)/python -m tests.soak --database '$(SOAKED)' --duration '$(DURATION)' --every-write '$(EVERY_WRITE)' \
 		$(if $(SEED),--seed '$(SEED)') $(SOAK_ARGS)
 

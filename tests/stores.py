@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -438,6 +438,25 @@ def in_thread(call: Callable[..., Any], *args: Any) -> "Future[Any]":
 
     threading.Thread(target=work, daemon=True).start()
     return future
+
+
+async def cancel_at_any_moment(
+    call: Callable[[], Awaitable[Any]], afterwards: Callable[[int], Awaitable[Any]]
+) -> tuple[int, int]:
+    """Make sixty calls, each canceled a little later than the one before; return how many went through, and did not."""
+    told = canceled = 0
+    for number in range(60):
+        calling = asyncio.ensure_future(call())
+        await asyncio.sleep(number / 20_000)
+        calling.cancel()
+        try:
+            await calling
+        except asyncio.CancelledError:
+            canceled += 1
+        else:
+            told += 1
+        await afterwards(number)
+    return told, canceled
 
 
 def until(is_true: Callable[[], bool]) -> None:

@@ -6,7 +6,8 @@ fence. What the callback writes commits with the mark or not at all.
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -71,6 +72,13 @@ class _Call:
     """
 
     is_out: bool = False
+
+    @contextlib.contextmanager
+    def out(self) -> Iterator[None]:
+        """Make it in here; what it raises leaves it out."""
+        self.is_out = True
+        yield
+        self.is_out = False
 
 
 class Completion:
@@ -165,12 +173,12 @@ class Completion:
         call.is_out = False
         fate = _fate(report, await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])))
         if fate == "written":
-            callback, call.is_out = self._callback(report), True
-            arguments = callback.callback_arguments(
-                run_id=report.run_id, result=_result(report.move), context=report.context
-            )
-            await self._mutations.call(transaction, callback, arguments)
-            call.is_out = False
+            callback = self._callback(report)
+            with call.out():
+                arguments = callback.callback_arguments(
+                    run_id=report.run_id, result=_result(report.move), context=report.context
+                )
+                await self._mutations.call(transaction, callback, arguments)
         return fate
 
     def _postponed(self, report: Report, error: BaseException, call: _Call) -> CallbackMark:
@@ -186,10 +194,10 @@ class Completion:
         async def finish_and_call(transaction: Transaction) -> None:
             call.is_out = False
             if await transaction.run(finish_callback(run_id, worker, tries)):
-                call.is_out = True
-                arguments = callback.callback_arguments(run_id=run_id, result=_result_of(row), context=row["context"])
-                await self._mutations.call(transaction, callback, arguments)
-                call.is_out = False
+                with call.out():
+                    result, context = _result_of(row), row["context"]
+                    arguments = callback.callback_arguments(run_id=run_id, result=result, context=context)
+                    await self._mutations.call(transaction, callback, arguments)
 
         try:
             await self._mutations.in_transaction(callback, finish_and_call)

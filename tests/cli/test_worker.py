@@ -226,6 +226,15 @@ def test_a_child_that_an_action_forks_is_ended_by_a_signal_as_any_other(start, w
     assert retrier.wait(retrier.start("forks:fork")) == Success(signal.SIGTERM)
 
 
+def ended(worker):
+    """Return a worker that was told to end once it was ready, and has."""
+    worker.hear("is ready")
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait() == 0
+    return worker
+
+
 QUEUE = "logging.handlers.QueueHandler(queue.SimpleQueue())"
 RICH = "type('Rich', (logging.Handler,), {'console': rich.console.Console(stderr=True), 'emit': SHOW})()"
 
@@ -249,11 +258,8 @@ def test_what_a_worker_logs_is_shown_once_whatever_handlers_its_module_adds(star
     imports = "import logging, logging.handlers, queue, sys, rich.console\n"
     show = "SHOW = lambda self, record: self.console.print(record.getMessage())\n"
     write("logs.py", f"{imports}{show}{theirs}\nfrom job import app\n")
-    worker = start("worker", "logs:app")
-    worker.hear("is ready")
-    worker.signal(signal.SIGTERM)
+    worker = ended(start("worker", "logs:app"))
 
-    assert worker.wait() == 0
     said = [line for line in [*worker.out, *worker.err] if "has stopped" in line]
     assert len(said) == 1, str(worker)
     assert (" INFO action_retrier: " in said[0]) == is_ours
@@ -262,9 +268,6 @@ def test_what_a_worker_logs_is_shown_once_whatever_handlers_its_module_adds(star
 def test_who_gives_the_logger_a_handler_of_its_own_has_its_lines_there_alone(start, write):
     own = "logging.getLogger('action_retrier').addHandler(logging.FileHandler('worker.log'))"
     write("logs.py", f"import logging\n{own}\nfrom job import app\n")
-    worker = start("worker", "logs:app")
-    worker.hear("is ready")
-    worker.signal(signal.SIGTERM)
+    worker = ended(start("worker", "logs:app"))
 
-    assert worker.wait() == 0
     assert "has stopped" not in str(worker)

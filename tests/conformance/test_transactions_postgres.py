@@ -1,6 +1,5 @@
 """Transactions on PostgreSQL: rows that somebody else holds, sessions that die, servers that do not answer."""
 
-import asyncio
 import contextlib
 import logging
 import signal
@@ -31,7 +30,7 @@ from action_retrier.drivers.postgres.doubt import CommitInDoubt
 from action_retrier.errors import DatabaseUnavailable, RunNotFound
 from action_retrier.results import Canceled, Completed, InProgress, Success
 
-from ..stores import LIMIT_S, NAMESPACE, Store, in_thread, until
+from ..stores import LIMIT_S, NAMESPACE, Store, cancel_at_any_moment, in_thread, until
 from ..support.postgres_server import Server, running_server
 from .bench import Bench
 
@@ -280,19 +279,11 @@ def test_a_lock_of_the_session_that_user_code_leaves_does_not_outlive_its_transa
 
 async def test_a_canceled_call_through_ctx_leaves_its_transaction_usable(bench: Bench) -> None:
     """And what comes back from it is all or nothing, wherever the cancellation meets it."""
-    told, canceled = 0, 0
     async with bench.store.database.transaction("read committed") as transaction, transaction.user_code():
-        for number in range(60):
-            call = asyncio.ensure_future(transaction.run(start_runs(NAMESPACE, [bench.store.starting()])))
-            await asyncio.sleep(number / 20_000)
-            call.cancel()
-            try:
-                await call
-            except asyncio.CancelledError:
-                canceled += 1
-            else:
-                told += 1
-            await transaction.connection("async").execute("SELECT 1")
+        told, canceled = await cancel_at_any_moment(
+            lambda: transaction.run(start_runs(NAMESPACE, [bench.store.starting()])),
+            lambda _: transaction.connection("async").execute("SELECT 1"),
+        )
 
     assert told <= len(bench.store.system.table("runs")) <= told + canceled
     assert canceled > 0

@@ -20,7 +20,7 @@ from action_retrier import (
 )
 from action_retrier.testing import ManualClock
 
-from ..stores import System, open_system
+from ..stores import System, cancel_at_any_moment, open_system
 from .conftest import Lane
 from .handle_kinds import KINDS, Held, HeldSqlalchemy, Kind, in_loop, make_app, retrier_of
 
@@ -332,18 +332,9 @@ async def test_a_canceled_call_leaves_the_transaction_usable(bench: Bench, held:
         pytest.skip("blocking calls are not canceled")
     await held.begin()
     await bench.does("run", held.handle, bench.charge)
-    told = canceled = 0
-    for number in range(60):
-        call = asyncio.ensure_future(bench.retrier.run(held.handle, bench.charge))
-        await asyncio.sleep(number / 20_000)
-        call.cancel()
-        try:
-            await call
-        except asyncio.CancelledError:
-            canceled += 1
-        else:
-            told += 1
-        await held.note(f"{number}")
+    told, canceled = await cancel_at_any_moment(
+        lambda: bench.retrier.run(held.handle, bench.charge), lambda number: held.note(f"{number}")
+    )
 
     await held.commit()
 

@@ -102,7 +102,7 @@ def _arguments() -> argparse.ArgumentParser:
     arguments.add_argument("--seed", metavar="SEED", type=_whole, help="repeats what another soak has injected")
     arguments.add_argument(
         "--every-write", metavar="EVERY_WRITE", type=_each, default=1,
-        help="of SQLite's crash points try each N-th (default 1, some ten minutes on top of DURATION; 0: none)",
+        help="of SQLite's crash points try each N-th (default 1, some five minutes on top of DURATION; 0: none)",
     )  # fmt: skip
     arguments.add_argument("--rate", type=_rate, default=RATE, help="runs started in a second (default %(default)g)")
     arguments.add_argument("--json", type=_file, metavar="FILE", help="where the figures go as well")
@@ -159,7 +159,7 @@ class _Soak:
         folder = self._folder("writes")
         _say(
             f"{name}, each write and fsync of a run's life: the process dies there, or the call fails. {GROUPS} groups of"
-            f" them, some ten minutes on top of DURATION; EVERY_WRITE=0 leaves them out. In {folder}"
+            f" them, some five minutes on top of DURATION; EVERY_WRITE=0 leaves them out. In {folder}"
         )
         writes = every_write(folder, every=every, say=_say, is_stopped=self._interruption.is_wanted)
         self.report.writes = writes

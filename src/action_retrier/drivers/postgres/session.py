@@ -139,9 +139,7 @@ class Session(Jobs):
                 with deadlines.within(CALL_S, self._connection):
                     try:
                         tell(self._connection, f"{_SETTINGS}; {_PLANNING}")
-                    except (
-                        psycopg.errors.UndefinedObject
-                    ):  # only something like PostgreSQL, which knows no such setting
+                    except psycopg.errors.UndefinedObject:  # something like PostgreSQL, which knows no such setting
                         tell(self._connection, _SETTINGS)
         return self._connection
 
