@@ -13,14 +13,26 @@ from typing import Any
 
 import pytest
 
-from action_retrier import Completed, DatabaseUnavailable, RetryAfter, Success, _execution, _reporter, _worker
+from action_retrier import (
+    Completed,
+    DatabaseUnavailable,
+    RetryAfter,
+    Success,
+    _claiming,
+    _execution,
+    _reporter,
+    _worker,
+)
 from action_retrier._claiming import POLL_S
 from action_retrier._worker import Worker
+from action_retrier.drivers.postgres.leases import PostgresLeases
+from action_retrier.drivers.sqlite.leases import SqliteLeases
 from action_retrier.drivers.sqlite.writer import Writer
 
 from ..support.pgbouncer import POOLED
 
 WRITES_LOST = 3
+LOOKS = 3
 DISK = pytest.mark.sqlite("the disk is full for the one connection that writes")
 
 
@@ -382,6 +394,24 @@ async def test_a_bug_of_ours_ends_no_worker(api, monkeypatch, caplog):
     async with api.worker() as worker:
         await api.eventually(lambda: "watch: unexpected error; trying again" in caplog.text)
         assert await api.result(worker, await api.run(api.app, done.action)) == Success("done")
+
+
+async def test_a_worker_whose_lease_may_have_ended_claims_nothing(api, monkeypatch):
+    """I1: what it claimed it might not begin, so it would claim it and give it back, again and again."""
+    looks, claims, claim_runs = [], [], _claiming.claim_runs
+    monkeypatch.setattr(_claiming, "claim_runs", lambda *given: claims.append(1) or claim_runs(*given))
+    done = api.scripted("done")
+    async with api.worker() as worker:
+        await worker.until_idle()  # it has its lease
+        with monkeypatch.context() as patch:
+            for leases in (SqliteLeases, PostgresLeases):
+                patch.setattr(leases, "is_fresh", lambda *_: bool(looks.append(1)))
+            claims.clear()
+            run_id = await api.run(api.app, done.action)
+            await api.eventually(lambda: len(looks) >= LOOKS)
+            assert (claims, done.executions) == ([], 0)
+        assert await api.result(worker, run_id) == Success("done")
+    assert [attempt.number for attempt in (await api.get(api.app, run_id)).attempts] == [1]
 
 
 @pytest.mark.parametrize("while_it", ["drains", "signs off"])
