@@ -37,11 +37,25 @@ def opened_here(turn: Hashable) -> Iterator[None]:
             _open.pop(here, None)
 
 
+def _is_open_here(turn: Hashable) -> bool:
+    return turn in _open.get(_here(), ())
+
+
 def refuse_inside_transaction(turn: Hashable) -> None:
     """Raise `InvalidContext` where a transaction that has this *turn* is open."""
-    if turn in _open.get(_here(), ()):
+    if _is_open_here(turn):
         raise InvalidContext(
             problem="the app was passed inside an open transaction on the same database",
             remedy="pass the transaction's ctx, so that the call becomes part of it; with the app it would need a "
             "transaction of its own, and wait for the one it is made in",
+        )
+
+
+def refuse_worker_inside_transaction(turn: Hashable, called: str = "a worker was started") -> None:
+    """Raise `InvalidContext`, saying what was *called*, where a transaction that has this *turn* is open."""
+    if _is_open_here(turn):
+        raise InvalidContext(
+            problem=f"{called} inside an open transaction on the same database",
+            remedy="leave its block first: what it has started is not there before it has committed, and on SQLite the "
+            "worker would wait for it",
         )

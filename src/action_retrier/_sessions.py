@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ._contexts import MutationCtx
-from ._open_transactions import opened_here, refuse_inside_transaction
+from ._open_transactions import opened_here, refuse_inside_transaction, refuse_worker_inside_transaction
 from ._worker import Engine, Worker
 from .config import logger
 from .drivers import Colour, Database
@@ -115,7 +115,13 @@ class AppWorker(_BothColours[Worker, SyncWorker]):
         self._grace_ms = grace_ms
 
     def make(self) -> Worker:
-        """Make the worker; it is not started yet."""
+        """
+        Make the worker, which is not started yet, in the task or thread that is going to wait for it.
+
+        Raises:
+            InvalidContext: A transaction on the same database is open there.
+        """
+        refuse_worker_inside_transaction(self._engine.database.turn)
         return Worker(self._engine, concurrency=self._concurrency, queues=self._queues, grace_ms=self._grace_ms)
 
     @contextlib.asynccontextmanager
@@ -135,7 +141,7 @@ class AppWorker(_BothColours[Worker, SyncWorker]):
     def _open_sync(self) -> Iterator[SyncWorker]:
         started: Future[tuple[Worker, asyncio.AbstractEventLoop, Callable[..., None]]] = Future()
         thread = threading.Thread(
-            target=_run_in_thread, args=(self.make, started), name="action-retrier-worker", daemon=True
+            target=_run_in_thread, args=(self.make(), started), name="action-retrier-worker", daemon=True
         )
         thread.start()
         worker, loop, end = started.result()
@@ -149,11 +155,10 @@ class AppWorker(_BothColours[Worker, SyncWorker]):
         thread.join()
 
 
-def _run_in_thread(make: Callable[[], Worker], started: "Future[Any]") -> None:
+def _run_in_thread(worker: Worker, started: "Future[Any]") -> None:
     async def live() -> None:
         loop = asyncio.get_running_loop()
         ending = asyncio.Event()
-        worker = make()
         try:
             await worker.start()
         except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits for the start

@@ -358,8 +358,8 @@ class App:
 
         The arguments are those of `worker`.
         """
-        session = self.worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms)
-        await run_until_signal(session.make())
+        worker = self.worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms).make()
+        await run_until_signal(worker)
 
     def run_worker_sync(
         self,
@@ -369,7 +369,8 @@ class App:
         grace_ms: float = DEFAULT_GRACE_MS,
     ) -> None:
         """Like `run_worker`, and blocks."""
-        run_to_end(self.run_worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms))
+        worker = self.worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms).make()
+        run_to_end(run_until_signal(worker))
 
 
 def _check_queues(queues: object) -> list[str] | None:

@@ -33,6 +33,8 @@ from action_retrier import (
     _incarnation,
 )
 
+from .conftest import Worker
+
 ACTIONS = App("sqlite:///registered-at-module-level.db")
 """Holds this module's own functions; its database is never opened."""
 
@@ -532,6 +534,21 @@ async def test_another_app_on_the_same_file_is_refused_inside_an_open_transactio
                 await other.run(other.app, done.action)
             run_id = await other.run(ctx, done.action)
         assert await other.status(other.app, run_id) == InProgress()
+
+
+@pytest.mark.parametrize("begin", ["worker", "run_worker"])
+async def test_a_worker_is_refused_inside_an_open_transaction(api, begin):
+    """On SQLite it would wait for the transaction, and the transaction's block for it, for ever."""
+    worker = api.app.worker()
+    async with api.transaction():
+        with pytest.raises(InvalidContext, match="a worker was started inside an open transaction .*; leave its block"):
+            if begin == "worker":
+                await api.call(worker.__aenter__ if api.is_async else worker.__enter__)
+            else:
+                await api.call(api.app.run_worker if api.is_async else api.app.run_worker_sync)
+    done = api.scripted("done")
+    async with api.entered(lambda: worker) as entered:
+        assert await api.result(Worker(api, entered), await api.run(api.app, done.action)) == Success("done")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 
 from .._mutations import run_in_loop
-from .._open_transactions import refuse_inside_transaction
+from .._open_transactions import refuse_worker_inside_transaction
 from .._ops.claims import ANY_LOSSES, earliest, next_due
 from .._worker import Worker
 from ..app import App
-from ..errors import DatabaseUnavailable, InvalidContext
+from ..errors import DatabaseUnavailable
 from ..results import Run
 from ..retrier import ActionRetrier
 from ._app import check_app
@@ -124,14 +124,7 @@ def run_until_idle_sync(
 
 def _check(app: App) -> None:
     check_app(app)
-    try:
-        refuse_inside_transaction(app._database.turn)
-    except InvalidContext:
-        raise InvalidContext(
-            problem="run_until_idle was called inside an open transaction on the same database",
-            remedy="leave its block first: what it has started is not there before it has committed, and on SQLite the "
-            "worker would wait for it",
-        ) from None
+    refuse_worker_inside_transaction(app._database.turn, "run_until_idle was called")
 
 
 class _Ended:
