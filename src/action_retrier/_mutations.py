@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from random import Random
 from typing import Any, TypeVar
@@ -111,9 +112,11 @@ class Mutations:
                 in_time = await _wait(task, to_us(mutation.timeout_ms), self._clock)
             except asyncio.CancelledError:
                 await self._stop(task, transaction, mutation)
+                ended.forget()
                 raise
             if not in_time:
                 await self._stop(task, transaction, mutation)
+                ended.forget()
                 raise MutationTimeout(mutation)
             return ended.outcome()
 
@@ -130,7 +133,7 @@ class Mutations:
                 threads = transaction.threads or self._threads
                 ended.value = await threads.run(lambda: self._call_here(ctx, mutation, arguments))
         except BaseException as error:  # noqa: BLE001 - the mutation's own, raised again by `call`
-            ended.error = error
+            ended.fail(error)
 
     def _call_here(self, ctx: MutationCtx, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
         with opened_here(self._database.turn):
@@ -138,12 +141,15 @@ class Mutations:
 
     @staticmethod
     async def _stop(task: asyncio.Future[None], transaction: Transaction, mutation: Mutation[Any, Any]) -> None:
-        if mutation.signature.is_async:
-            task.cancel()
-            done, _ = await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
-            if done:
-                return
-        transaction.abandon()
+        if not mutation.signature.is_async:
+            transaction.abandon()
+            return
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
+        if not done:
+            transaction.abandon()
+            # What it waited for fails now, and its client may be closing the connection: some hang when we do so, too.
+            await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
 
     def _call_sync(self, transaction: Transaction, mutation: Mutation[Any, Any], arguments: Mapping[str, Any]) -> Any:
         ended = _Ended()
@@ -154,7 +160,7 @@ class Mutations:
             try:
                 ended.value = self._call_here(ctx, mutation, arguments)
             except BaseException as error:  # noqa: BLE001 - the mutation's own, raised again below
-                ended.error = error
+                ended.fail(error)
             done.set()
 
         with transaction.user_code_sync():
@@ -182,12 +188,26 @@ class _Ended:
 
     def __init__(self) -> None:
         self.value: Any = None
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
+        self._is_wanted = True
+
+    def fail(self, error: BaseException) -> None:
+        """It raised."""
+        self._error = error
+        if not self._is_wanted:
+            self.forget()
+
+    def forget(self) -> None:
+        """Nobody wants to know: let go of what its frames hold. A cursor that is open keeps SQLite's write lock."""
+        error, self._error, self._is_wanted = self._error, None, False
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
 
     def outcome(self) -> Any:
         """Return what it returned, or raise what it raised."""
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            raise self._error
         return self.value
 
 
@@ -211,7 +231,7 @@ def run_in_loop(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         try:
             ended.value = asyncio.run(make())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
-            ended.error = error
+            ended.fail(error)
 
     thread = threading.Thread(target=work, name="action-retrier-loop", daemon=True)
     thread.start()

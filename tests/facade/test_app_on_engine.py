@@ -451,6 +451,29 @@ async def test_a_mutation_that_takes_too_long_loses_its_transaction(api: Program
     await api.call(real._database.close)
 
 
+@pytest.mark.parametrize("length", [3_000_000, 300_000_000])
+async def test_a_statement_that_takes_too_long_is_given_up_with_its_transaction(
+    api: Program, driver: str, length: int
+) -> None:
+    """It is told as what it is, and no lock of it stays behind, whatever its client does with a canceled call."""
+    count = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {}) SELECT count(*) FROM n"
+    statement = count.format(length) if driver.startswith("sqlite") else f"SELECT pg_sleep({length / 6e6})"
+
+    async def slow(ctx: MutationCtx, _: str) -> None:
+        ctx.session.add(Note(text="slow"))
+        await told(ctx.session.flush())
+        await told(ctx.session.execute(sqlalchemy.text(statement)))
+
+    real = App(api.engine)
+    mutation = real.mutation(name="slow", timeout_ms=50)(colored(api.engine, slow))
+    for _ in range(3):
+        with pytest.raises(Exception, match="took longer than timeout_ms=50: rolled back"):
+            await api.call(real.run_mutation if api.is_async else real.run_mutation_sync, mutation)
+    await asyncio.wait_for(api.run_mutation(api.mutation(add_note)), 4)
+    assert await api.texts() == ["a note"]
+    await api.call(real._database.close)
+
+
 async def test_a_mutation_of_the_other_colour_is_refused_at_once(api: Program) -> None:
     async def wrong_async(ctx: MutationCtx) -> None: ...
 

@@ -29,12 +29,10 @@ class AiosqliteHandle(SqliteHandle):
     def __init__(self, connection: Any, home: Home, clock: Clock, *, writes: bool) -> None:
         super().__init__(home, clock, writes=writes)
         self._connection = connection
-        try:
-            _ = self.in_transaction
-        except ValueError as error:
+        if self._is_closed:
             raise InvalidContext(
                 problem=f"ctx is {self.kind} that is closed, or was not awaited", remedy="pass one that is open"
-            ) from error
+            )
 
     @property
     def raw(self) -> Any:
@@ -45,6 +43,16 @@ class AiosqliteHandle(SqliteHandle):
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
         return bool(self._connection.in_transaction)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a transaction that was open on it is no more; a connection that was closed says nothing of that."""
+        return not self._is_closed and not self.in_transaction
+
+    @property
+    def _is_closed(self) -> bool:
+        # SQLAlchemy closes the connection under a call that is canceled.
+        return self._connection._connection is None  # noqa: SLF001 - no public member tells without raising
 
     @property
     def begins(self) -> str:
@@ -60,6 +68,8 @@ class AiosqliteHandle(SqliteHandle):
 
     async def execute_async(self, statement: Statement) -> Rows:
         """Run one statement on a cursor of our own, whatever row or text factory the connection has."""
+        if self._is_closed:
+            raise sqlite3.ProgrammingError("the connection was closed")
         if isinstance(statement, Control):
             await self._connection.execute(statement.name)
             return []
