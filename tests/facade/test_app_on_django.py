@@ -34,11 +34,13 @@ JOBS = """
 import threading
 import psycopg
 from action_retrier import App, SyncActionRetrier
+from action_retrier.testing import ManualClock
 from django.db import connection, transaction
 
+dying = App("django:default", clock=ManualClock(), namespace="dying")
 app = App("django:default")  # before there are settings that it could read
 retrier = SyncActionRetrier(app)
-found_open, told = [], []
+found_open, told, tries = [], [], []
 
 @app.action(name="charge")
 def charge(order_id: int) -> int:
@@ -51,6 +53,17 @@ def receipt(ctx, run_id: str):
     from shop.models import Note
     Note.objects.create(text=run_id)
     retrier.status(connection, run_id)
+
+@dying.action(name="ship")
+def ship() -> None: ...
+
+@dying.mutation(name="shipped")
+def shipped(ctx, run_id: str, context: int):
+    from shop.models import Note
+    tries.append(run_id)
+    Note.objects.create(text=run_id)
+    if tries.count(run_id) <= context:
+        raise LookupError(context)
 
 @app.mutation(name="shared", isolation="read committed")
 def shared(ctx, run_id: str, context: str):
@@ -95,8 +108,13 @@ import psycopg
 from django.core.cache import cache
 from django.db import connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
-from action_retrier import ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success
-from jobs import app, charge, found_open, note, receipt, release, released, retrier, shared, slow, told
+from action_retrier import (
+    ActionRetrier, Canceled, Completed, InProgress, InvalidContext, RunNotFound, Success, SyncActionRetrier
+)
+from action_retrier.testing import crash_at, failpoints, run_until_idle_sync
+from jobs import (
+    app, charge, dying, found_open, note, receipt, release, released, retrier, shared, ship, shipped, slow, told
+)
 from shop.models import Note
 
 
@@ -215,6 +233,24 @@ class TestsWithAWorker(TransactionTestCase):
         with self.assertRaisesRegex(InvalidContext, "holds no transaction"):
             retrier.run(cache, charge, {"order_id": 1})
 
+    def test_a_worker_that_dies_anywhere_has_its_callback_done_once(self):
+        # By how often the callback raises: called with the outcome, alone after that, and alone once more.
+        steps = {"claim": 0, "action": 0, "report": 0, "callback": 0,
+                 "callback_claim": 1, "callback_done": 1, "callback_postponed": 2}
+        points = [point for point in failpoints() if point.partition(".")[0] in steps]
+        self.assertEqual(len(points), 19)
+        with dying:
+            for point in points:
+                with self.subTest(point):
+                    context = steps[point.partition(".")[0]]
+                    run_id = SyncActionRetrier(dying).run(dying, ship, on_complete=shipped, context=context)
+                    with crash_at(dying, point):
+                        run_until_idle_sync(dying, jump=True)
+                    run_until_idle_sync(dying, jump=True)
+                    run = SyncActionRetrier(dying).get(dying, run_id)
+                    self.assertEqual((run.state, run.callback.state), ("succeeded", "done"))
+                    self.assertEqual(texts().count(run_id), 1)
+
     def test_a_mutation_that_takes_too_long_is_rolled_back(self):
         # In this very thread nobody can take it away; in another one its connection is closed once it returns.
         with self.assertRaisesRegex(Exception, "timeout_ms=50"):
@@ -259,7 +295,7 @@ def test_a_projects_tests_run(scripts: Any, tmp_path: Path, on: str) -> None:
 
     done = scripts.run("-W", "error::ResourceWarning", "-m", "django", "test", "--settings=settings", "-v2")
 
-    assert "Ran 12 tests" in done.stderr
+    assert "Ran 13 tests" in done.stderr
     assert "in use" not in done.stdout + done.stderr
 
 
