@@ -15,49 +15,9 @@ from crash_told import read_told
 
 from .faults import Injector
 from .fleet import Fleet
-from .names import CAME_OF_IT, NAMES, UNPLANNED, key, long
+from .names import CAME_OF_IT, NAMES, PROMISES, RECOVERY_IS, UNPLANNED, WORK, key, long
 from .plan import CLIENTS, OWNERS, WORKERS, Plan
 
-PROMISES = {
-    "lost": "runs lost (I1)",
-    "callback": "callbacks missing, or run twice (I4)",
-    "zombie": "reports of superseded attempts that were accepted (I2)",
-    "canceled": "canceled runs that changed (I5)",
-    "executions": "executions beyond what is allowed, or unaccounted for (I8)",
-    "early": "attempts that began before they were due (I7)",
-    "removed": "runs removed that retention keeps (I9)",
-    "told": "histories of status, cancel and retry that no order explains",
-    "final": "ends that changed (I3)",
-    "rolled back": "runs of transactions that were rolled back (I6)",
-    "taken": "executions taken from a worker that nothing had been done to (I1)",
-    "illegal": "other illegal states (I1, I2)",
-    "damage": "damage to the database",
-    "left": "workers left behind",
-}
-WORK = {
-    "executions": "executions",
-    "lost_executions": "executions lost with their worker",
-    "refused_reports": "of these, had returned, then or later, which counts for nothing",
-    "most_losses_of_a_run": "most such losses of one run that kills nobody",
-    "late_beginnings": "executions that began after their heirs, and counted for nothing",
-    "callbacks": "callbacks whose writes were committed",
-    "retries": "runs started afresh by retry",
-    "calls": "calls of clients",
-    "unanswered_calls": "calls that got no answer",
-    "judged_runs": "runs whose status, cancel and retry were judged",
-    "judged_calls": "calls judged",
-    "writers": "who writes the file: workers, clients, and connections of clients",
-    "reader_s": "seconds that somebody read for",
-    "wal_while_read_mib": "largest WAL meanwhile, MiB",
-    "wal_otherwise_mib": "largest WAL before and after, MiB",
-    "wal_small_again_after_s": "it was small again after, s",
-}
-"""What is counted, and what that is for people."""
-RECOVERY_IS = (
-    "How soon work went on. Recovery lasts from the fault until the execution begins that replaces the one it cut off. That"
-    " includes the lease where only its end tells a death, the backoff of about 0.1 s at most that these runs have, and"
-    " whatever else is broken at that time."
-)
 _VERSIONS = {"sqlite": "SELECT sqlite_version() AS version", "postgres": "SHOW server_version"}
 EXCUSES_US = 30_000_000
 """What was done to a worker longer than that before it began an execution is over: no reason to lose that one."""

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .evidence import PROMISES, RECOVERY_IS, WORK
-from .names import CAME_OF_IT, NAMES, key
+from .names import CAME_OF_IT, NAMES, PROMISES, RECOVERY_IS, WORK, key
 
 DATABASES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
 TIMES = {
