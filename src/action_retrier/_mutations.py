@@ -168,6 +168,7 @@ class Mutations:
             (transaction.threads or self._threads).submit(work)
             if not done.wait(min(mutation.timeout_ms / 1000, threading.TIMEOUT_MAX)):
                 transaction.abandon()
+                ended.forget()
                 raise MutationTimeout(mutation)
             if self._clock.monotonic_us() - begun_us > mutation.timeout_ms * 1000:  # it ran in this very thread
                 raise MutationTimeout(mutation)
