@@ -1,13 +1,16 @@
 """`worker --processes P`: a supervisor and its children, killed and told to stop in every way."""
 
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from action_retrier import Completed, Success
+from action_retrier.cli import terminal
 
 PID = r"worker process (\d+) is ready"
 
@@ -32,6 +35,25 @@ def test_it_keeps_so_many_processes_and_they_work(supervise, retrier, folder):
     assert retrier.wait(retrier.start("job:print_pid")).return_value in pids
     supervisor.signal(signal.SIGTERM)
     assert supervisor.wait() == 0
+
+
+def test_processes_do_not_write_into_each_others_lines(monkeypatch):
+    """Where Python does not buffer its output, as in most containers, each write is one of the process's own."""
+    written = []
+
+    class Unbuffered(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            written.append(bytes(data))
+            return len(data)
+
+    for name, tell in (("stdout", terminal.say), ("stderr", terminal.complain)):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(Unbuffered(), write_through=True))
+        tell(name)
+
+    assert written == [b"stdout\n", b"stderr\n"]
 
 
 def test_as_json_every_line_is_an_event(start):

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -56,14 +56,19 @@ def _console() -> Console:
 def say(text: str) -> None:
     """Print a line at once; a reader that has gone is no reason to stop working."""
     try:
-        print(text, flush=True)  # noqa: T201 - this is what prints
+        _print_line(text, sys.stdout)
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of our life
 
 
 def complain(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is what prints
+    _print_line(text, sys.stderr)
+
+
+def _print_line(text: str, file: TextIO) -> None:
+    """With its end in one write: what is not buffered may be shared by the processes of a supervisor."""
+    print(text + "\n", end="", file=file, flush=True)  # noqa: T201 - this is what prints
 
 
 def print_json(value: Any) -> None:
