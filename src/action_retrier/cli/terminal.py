@@ -68,7 +68,8 @@ def complain(text: str) -> None:
 
 def _print_line(text: str, file: TextIO) -> None:
     """With its end in one write: what is not buffered may be shared by the processes of a supervisor."""
-    print(text + "\n", end="", file=file, flush=True)  # noqa: T201 - this is what prints
+    file.write(text + "\n")
+    file.flush()
 
 
 def print_json(value: Any) -> None:
