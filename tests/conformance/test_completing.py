@@ -360,7 +360,9 @@ async def test_a_callback_in_a_thread_that_does_not_return_is_abandoned(bench: B
     assert bench.store.status(run_id) == InProgress()
 
 
-async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+@isolations
+async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench, isolation: Any, count: int) -> None:
     """I1: the worker is being canceled, not the callback: nothing is written, and the run is still owned."""
     begun = asyncio.Event()
 
@@ -369,18 +371,18 @@ async def test_a_canceled_completion_leaves_the_run_to_recovery(bench: Bench) ->
         begun.set()
         await asyncio.Event().wait()
 
-    bench.callback(slow)
-    row = bench.claimed()
-    task = asyncio.create_task(bench.complete([row]))
+    bench.callback(slow, isolation=isolation)
+    rows = [bench.claimed() for _ in range(count)]
+    task = asyncio.create_task(bench.complete(rows))
     await begun.wait()
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert (bench.notes, bench.state(row)) == ([], ("running", "none", 0))
+    assert (bench.notes, [bench.state(row) for row in rows]) == ([], [("running", "none", 0)] * count)
     assert bench.worker is not None
-    assert bench.store.lose(bench.worker) == 1
+    assert bench.store.lose(bench.worker) == count
 
 
 # Callbacks by themselves.

@@ -1,5 +1,6 @@
 """One life of a worker after the other: what it has announced, and what is left of one that never began."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +17,24 @@ from ..stores import NAMESPACE, System
 
 
 class _Watched:
-    """A database that knows whose leases are held, and where something may happen after a write."""
+    """A database that knows whose leases are held, and where something may happen after a read or a write."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
         self.held: set[str] = set()
         self.after_write: Any = None
+        self.after_read: Any = None
         self.leases = self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
+
+    async def read(self, make: Any) -> Any:
+        result = await self._database.read(make)
+        after, self.after_read = self.after_read, None
+        if after is not None:
+            after()
+        return result
 
     async def write(self, make: Any) -> Any:
         result = await self._database.write(make)
@@ -105,4 +114,19 @@ async def test_news_that_a_worker_announces_under_its_old_id_leave_its_new_one_a
     rows = await database.read(lambda: list_workers(NAMESPACE))
     assert after.id in {row["id"] for row in rows}
     assert database.held == {after.id}
+    incarnation.end()
+
+
+async def test_a_doubt_that_comes_while_it_asks_is_a_doubt(database: Any, incarnation: Incarnation) -> None:
+    """I1: the answer is of before, so nothing may begin until it has asked again."""
+    await incarnation.begin()
+    incarnation._doubt()
+    await asyncio.wait_for(incarnation.in_doubt.wait(), 30)
+    database.after_read = incarnation.in_doubt.set
+
+    await incarnation.check()
+    assert not incarnation.holds_lease
+
+    await incarnation.check()
+    assert incarnation.holds_lease
     incarnation.end()

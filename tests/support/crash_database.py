@@ -186,6 +186,15 @@ class SqliteDatabase:
         options: dict[str, Any] = {} if begins_itself else {"isolation_level": None}
         return sqlite3.connect(self.path, timeout=PATIENCE_S, **options)
 
+    def lets_write(self, *, within_s: float) -> bool:
+        """Tell whether a transaction can be begun within that time: whether nobody keeps the write lock."""
+        with contextlib.closing(sqlite3.connect(self.path, timeout=within_s)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
+
     @contextlib.contextmanager
     def looking(self) -> Iterator[Look]:
         """Look into the file, through a connection for the block."""

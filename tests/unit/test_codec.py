@@ -54,6 +54,7 @@ class Model(pydantic.BaseModel):
         (Any, 2**80, str(2**80)),
         (Any, -0.0, "-0.0"),
         (Any, "null NaN Infinity \\u0000", '"null NaN Infinity \\\\u0000"'),
+        (Any, {"\\u0000": ["\\u0000", 1]}, '{"\\\\u0000":["\\\\u0000",1]}'),
         (dt.datetime, dt.datetime(2026, 1, 1, tzinfo=dt.UTC), '"2026-01-01T00:00:00Z"'),
         (uuid.UUID, uuid.UUID(int=7), '"00000000-0000-0000-0000-000000000007"'),
         (Colour, Colour.RED, '"red"'),
