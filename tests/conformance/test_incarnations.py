@@ -53,6 +53,9 @@ class _Watched:
     def renew(self, worker: str) -> bool:
         return self._database.leases.renew(worker)
 
+    def is_fresh(self, worker: str) -> bool:
+        return self._database.leases.is_fresh(worker)
+
     def release(self, worker: str, *, signed_off: bool = True) -> None:
         self._database.leases.release(worker, signed_off=signed_off)
         self.held.discard(worker)
