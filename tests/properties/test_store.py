@@ -50,6 +50,7 @@ from action_retrier._ops.reports import (
     return_callbacks,
 )
 from action_retrier._ops.starts import start_runs
+from action_retrier._statements import Rows
 from action_retrier.errors import IdempotencyConflict, RunInProgress, RunNotFound, RunSucceeded
 from action_retrier.testing import ManualClock
 
@@ -92,8 +93,12 @@ class Run:
     history: dict[int, str] = field(default_factory=dict)
 
     @property
+    def urgency(self) -> tuple[int, int]:
+        return -self.priority, self.due
+
+    @property
     def order(self) -> tuple[int, int, str]:
-        return -self.priority, self.due, self.id
+        return *self.urgency, self.id
 
 
 @dataclass
@@ -258,8 +263,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.next_due(worker, max_losses).work_us == expected
         claimed = self.store.claim(worker, count, max_losses)
 
-        assert [row["id"] for row in claimed.suspects] == [run.id for run in suspects]
-        assert [row["id"] for row in claimed.runs] == [run.id for run in fresh]
+        self.check_choice(claimed.suspects, of=due, first=suspects)
+        self.check_choice(claimed.runs, of=due, first=fresh)
         assert claimed.registered
         for row in [*claimed.suspects, *claimed.runs]:
             run = self.runs[row["id"]]
@@ -268,6 +273,20 @@ class StoreMachine(RuleBasedStateMachine):
             run.began += 1
             assert (row["attempt"], row["failures"], row["losses"]) == (run.attempt, run.failures, run.losses)
             self.held.append(Held(worker, row))
+
+    def check_choice(self, rows: Rows, *, of: list[Run], first: list[Run]) -> None:
+        """
+        Those that are the first by priority and due time.
+
+        Which of several that fell due in the same microsecond is the database's choice: on PostgreSQL by where their
+        rows are, so that one that was started later is the first if it got the place of one that was removed.
+        """
+        chosen = [self.runs[row["id"]] for row in rows]
+        assert [run.urgency for run in chosen] == [run.urgency for run in first]
+        assert len({run.id for run in chosen}) == len(chosen)
+        assert all(any(run is one for one in of) for run in chosen)
+        assert all(bool(run.losses) == bool(one.losses) for run, one in zip(chosen, first, strict=True))
+        assert chosen == sorted(chosen, key=lambda run: run.order)
 
     def next_due_of(self, worker: Claimant, max_losses: int) -> int | None:
         known = [
