@@ -111,12 +111,10 @@ class Mutations:
             try:
                 in_time = await _wait(task, to_us(mutation.timeout_ms), self._clock)
             except asyncio.CancelledError:
-                await self._stop(task, transaction, mutation)
-                ended.forget()
+                await self._stop(task, ended, transaction, mutation)
                 raise
             if not in_time:
-                await self._stop(task, transaction, mutation)
-                ended.forget()
+                await self._stop(task, ended, transaction, mutation)
                 raise MutationTimeout(mutation)
             return ended.outcome()
 
@@ -140,7 +138,10 @@ class Mutations:
             return mutation.signature.call(ctx, arguments)
 
     @staticmethod
-    async def _stop(task: asyncio.Future[None], transaction: Transaction, mutation: Mutation[Any, Any]) -> None:
+    async def _stop(
+        task: asyncio.Future[None], ended: "_Ended", transaction: Transaction, mutation: Mutation[Any, Any]
+    ) -> None:
+        ended.forget()
         if not mutation.signature.is_async:
             transaction.abandon()
             return

@@ -4,7 +4,7 @@ import bisect
 import heapq
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from crash_told import read_told
 
 from .faults import Injector
 from .fleet import Fleet
+from .markdown import table
 from .names import CAME_OF_IT, NAMES, PROMISES, RECOVERY_IS, UNPLANNED, WORK, key, long
 from .plan import CLIENTS, OWNERS, WORKERS, Plan
 
@@ -290,10 +291,10 @@ class Evidence:
             *(f"NOT tried: {one}.\n" for one in self.not_tried),
             "How often a promise was broken, by any of these runs. I1 to I9 are told in docs/reliability.md.",
             "",
-            *_table("broken promise", "times", self.broken_promises_in_words.items()),
+            *table(["broken promise", "times"], _counted(self.broken_promises_in_words.items())),
             "What workers and clients did meanwhile. An execution is one beginning of a run's action.",
             "",
-            *_table("work", "", ((WORK[name], value) for name, value in self._work().items())),
+            *table(["work", ""], _counted((WORK[name], value) for name, value in self._work().items())),
             RECOVERY_IS,
             "",
             "| time, s | times | p50 | p95 | max |",
@@ -316,13 +317,8 @@ class Evidence:
         return f"| {NAMES[kind]} | {planned} | {self._count[kind]:,} | {came} |"
 
 
-def _table(what: str, value: str, rows: Iterable[tuple[str, Any]]) -> list[str]:
-    return [
-        f"| {what} | {value} |",
-        "|---|---:|",
-        *(f"| {name} | {_shown(count)} |" for name, count in rows),
-        "",
-    ]
+def _counted(counts: Iterable[tuple[str, Any]]) -> Iterator[list[str]]:
+    return ([name, _shown(count)] for name, count in counts)
 
 
 def _shown(value: Any) -> str:

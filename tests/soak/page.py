@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .markdown import table
 from .names import CAME_OF_IT, NAMES, PROMISES, RECOVERY_IS, WORK, key
 
 DATABASES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
@@ -30,13 +31,13 @@ def page(told: dict[str, Any]) -> str:
         f"Seed {told['seed']}, begun {told['began'][:10]}, on {machine['cores']} cores with {machine['python']}, {databases}:"
         f" {told['verdict']}.",
         "",
-        *_table(["", *_names(soaks)], _totals(soaks)),
-        *_table(["fault: times, and what came of it", *_names(soaks)], _faults(soaks)),
-        *_table(["broken promise", *_names(soaks)], _rows(PROMISES, soaks, "broken_promises")),
-        *_table(["work", *_names(soaks)], _rows(WORK, soaks, "work")),
+        *table(["", *_names(soaks)], _totals(soaks)),
+        *table(["fault: times, and what came of it", *_names(soaks)], _faults(soaks)),
+        *table(["broken promise", *_names(soaks)], _rows(PROMISES, soaks, "broken_promises")),
+        *table(["work", *_names(soaks)], _rows(WORK, soaks, "work")),
         RECOVERY_IS,
         "",
-        *_table(["s: times, median, 95 %, worst", *_names(soaks)], _times(soaks)),
+        *table(["s: times, median, 95 %, worst", *_names(soaks)], _times(soaks)),
     ]
     if told["crash_points"]:
         points = told["crash_points"]
@@ -88,15 +89,6 @@ def _shown_times(times: dict[str, float] | None) -> str:
     if not times:
         return ""
     return f"{times['count']:,}: {times['p50']:.2f}, {times['p95']:.2f}, {times['max']:.2f}"
-
-
-def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|---|{'---:|' * len(head[1:])}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-    ]
 
 
 def main() -> None:
