@@ -116,8 +116,10 @@ async def fail_to_write(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_a_callback_whose_claim_got_no_answer_is_given_back_and_called(caller: Caller) -> None:
     """I4: its claim was committed, and nobody here knows what it has brought. The try that was no try is not counted."""
-    run_id, other = sorted([caller.owe("one"), caller.owe("another")])  # due at one instant: ids decide
-    caller.bench.store.write(claim_callbacks, caller.worker, 1, max_losses=0)
+    owed = {caller.owe("one"), caller.owe("another")}  # due at one instant: which is first is the database's choice
+    (claimed,) = caller.bench.store.write(claim_callbacks, caller.worker, 1, max_losses=0)
+    run_id = claimed.run_id
+    (other,) = owed - {run_id}
     assert caller.state(run_id) == ("pending", 1, caller.worker.id)
 
     await caller.reporter.return_strays({run_id}, caller.worker.id, caller.reporter.callbacks)
