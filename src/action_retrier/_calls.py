@@ -141,7 +141,7 @@ class Calls:
 
     def start_op(self, starts: list[Start]) -> Op[list[str]]:
         """Return the operation that starts runs."""
-        return start_runs(self._namespace, starts)
+        return start_runs(self._namespace, starts, stands_alone=True)
 
     def _policy(self, action: "Action[Any, Any, Any] | None", options: Mapping[str, Any]) -> RetryPolicy:
         """Options: per call, else per action, else per retrier, else the default; each field on its own."""

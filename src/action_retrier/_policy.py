@@ -70,7 +70,12 @@ class RetryPolicy:
 
     def to_json(self) -> str:
         """Encode for the run's row."""
-        return json.dumps({field: getattr(self, field) for field in _CHECKS}, separators=(",", ":"))
+        return _encode(self)
+
+
+@lru_cache(maxsize=1024)
+def _encode(policy: RetryPolicy) -> str:
+    return json.dumps({field: getattr(policy, field) for field in _CHECKS}, separators=(",", ":"))
 
 
 def policy_from_json(text: str) -> RetryPolicy:

@@ -1,8 +1,9 @@
 """Start runs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pydantic_core import to_json
 
 from .._codec import same_json
 from .._policy import RetryPolicy, to_us
@@ -41,9 +42,12 @@ def may_wait(starts: Sequence[Start]) -> bool:
     return any(start.idempotency_key is not None for start in starts)
 
 
-def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
+def start_runs(namespace: str, starts: Sequence[Start], *, stands_alone: bool = False) -> Op[list[str]]:
     """
     Insert runs, and return their ids in order; a known idempotency key gives its run's id.
+
+    Args:
+        stands_alone: Nothing follows in this operation: what one statement can do may be a transaction of its own.
 
     Raises:
         IdempotencyConflict: A key belongs to a run with other arguments. What this operation
@@ -55,7 +59,7 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     wanted = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
     owners = renamed
     while wanted:
-        inserted = yield from _insert(namespace, wanted)
+        inserted = yield from _insert(namespace, wanted, stands_alone=stands_alone)
         wanted = [start for start in wanted if start.idempotency_key is not None and start.id not in inserted]
         found = yield from _owners(namespace, wanted)
         owners |= found
@@ -69,15 +73,17 @@ def start_runs(namespace: str, starts: Sequence[Start]) -> Op[list[str]]:
     return [owners[start.id]["id"] if start.id in owners else start.id for start in starts]
 
 
-def _insert(namespace: str, starts: Sequence[Start]) -> Op[set[str]]:
+def _insert(namespace: str, starts: Sequence[Start], *, stands_alone: bool) -> Op[set[str]]:
     """Insert those whose ids and keys are free; return their ids."""
     inserted: set[str] = set()
     has_keys = may_wait(starts)
     for at in range(0, len(starts), _BATCH):
         batch = [_encode(start) for start in starts[at : at + _BATCH]]
-        encoded = json.dumps(batch, separators=(",", ":"), ensure_ascii=False)
+        encoded = to_json(batch).decode()
         is_last = not has_keys and at + _BATCH >= len(starts)
-        rows = yield Statement("insert_runs", {"namespace": namespace, "runs": encoded}, is_last=is_last)
+        given = {"namespace": namespace, "runs": encoded}
+        # Done again under the same ids it inserts nothing twice.
+        rows = yield Statement("insert_runs", given, is_last=is_last, stands_alone=stands_alone and is_last and at == 0)
         inserted |= {row["id"] for row in rows}
     return inserted
 
@@ -92,7 +98,7 @@ def _owners(namespace: str, starts: Sequence[Start], *, by_alias: bool = False) 
     ]
     if not keys:
         return {}
-    asked = json.dumps([{"action": action, "key": key} for _, action, key in keys])
+    asked = to_json([{"action": action, "key": key} for _, action, key in keys]).decode()
     rows = yield Statement("select_keys", {"namespace": namespace, "keys": asked})
     found = {(row["action"], row["key"]): row for row in rows}
     return {run_id: found[action, key] for run_id, action, key in keys if (action, key) in found}

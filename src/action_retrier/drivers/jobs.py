@@ -15,6 +15,27 @@ _GROUP = 200  # operations at once at most: others wait for them
 _CLOSE_S = 10.0
 
 
+class Signal:
+    """What one thread waits for, once: a `threading.Event` takes three times as long to make."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let whoever waits go on; to be called once."""
+        self._lock.release()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait, and tell whether it has been set."""
+        if not self._lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
+            return False
+        self._lock.release()
+        return True
+
+
 class Job:
     """Something that waits for its turn, and what came of it. Without *make* it is a loan."""
 
@@ -23,6 +44,7 @@ class Job:
         self.began = False  # it is done, or lent: nobody may take it back any more
         self.unwanted = False
         self.tried_since_s: float | None = None  # the first try that was in vain
+        self.in_doubt = False  # an earlier try may have been committed
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -38,7 +60,7 @@ class ThreadJob(Job):
 
     def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
         super().__init__(make)
-        self.done = threading.Event()
+        self.done = Signal()
 
 
 class LoopJob(Job):
@@ -63,6 +85,7 @@ class Jobs(ABC):
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self._is_taken = False  # the turn to do jobs: by the thread, or by a caller in its place
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
@@ -106,6 +129,10 @@ class Jobs(ABC):
     def wait_sync(self, job: ThreadJob, patience_s: float | None) -> Any:
         """Queue a job, and return or raise what came of it."""
         self._put(job)
+        return self._outcome_of(job, patience_s)
+
+    def _outcome_of(self, job: ThreadJob, patience_s: float | None) -> Any:
+        """Wait for a job, and return or raise what came of it."""
         try:
             if not job.done.wait(patience_s) and self._refuse(job):
                 raise self._too_long()  # noqa: TRY301 - what follows undoes nothing of it
@@ -163,12 +190,29 @@ class Jobs(ABC):
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._stopping:
+                while self._is_taken or not (self._queue or self._stopping):
                     self._changed.wait()
                 if not self._queue:
                     return
                 jobs = self._take()
+                self._is_taken = True
             self._do(jobs)
+            self._pass_turn()
+
+    def _take_turn(self) -> bool:
+        """Have the caller do a job in the thread's place, if nobody is at it or waits. The turn has to be passed on."""
+        with self._changed:
+            if self._is_taken or self._queue or self._stopping:
+                return False
+            self._is_taken = True
+            return True
+
+    def _pass_turn(self) -> None:
+        """Let the thread do what has been queued meanwhile."""
+        with self._changed:
+            self._is_taken = False
+            if self._queue or self._stopping:
+                self._changed.notify()
 
     def _take(self) -> list[Job]:
         """Take a loan, or the operations up to the next one."""

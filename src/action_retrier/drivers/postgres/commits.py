@@ -189,6 +189,8 @@ def fate_of(connection: psycopg.Connection[Any], doubt: CommitInDoubt) -> Fate |
 
 def resolve(doubt: CommitInDoubt) -> None:
     """Ask until the server answers, on connections of its own, for as long as anybody would wait."""
+    if doubt.mark is None:
+        return  # there is nothing to ask for
     logger.warning("%s; asking what became of it", doubt)
     give_up_at = time.monotonic() + PATIENCE_S
     pause_s = _SHORTEST_PAUSE_S

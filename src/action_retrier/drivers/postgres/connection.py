@@ -86,6 +86,13 @@ def query(name: str, schema: str) -> bytes:
     return re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql(name, schema).replace("%", "%%")).encode()
 
 
+@cache
+def numbered(name: str, schema: str) -> bytes:
+    """Return a statement the way the server takes it."""
+    places = {parameter: f"${at}" for at, parameter in enumerate(parameters(name, schema), 1)}
+    return re.sub(r"(?<!:):(\w+)", lambda found: places[found[1]], sql(name, schema)).encode()
+
+
 def given(statement: Statement, schema: str, now_us: int | None) -> dict[str, Any]:
     """Return what a statement is sent with: the instant that a test wants, or NULL for the database's own."""
     return {
@@ -114,10 +121,23 @@ def options(target: Target) -> dict[str, Any]:
     return found
 
 
-def connect(target: Target) -> psycopg.Connection[dict[str, Any]]:
+class Connection(psycopg.Connection[Any]):
+    """
+    A connection of ours, which no user sees.
+
+    Attributes:
+        prepared: The names of the statements that we have prepared on it.
+    """
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.prepared: set[bytes] = set()
+
+
+def connect(target: Target) -> Connection:
     """Open a connection of ours. Raises `DatabaseUnavailable`."""
     with translated(target):
-        connection = psycopg.connect(target.conninfo, **options(target), row_factory=dict_row)
+        connection = Connection.connect(target.conninfo, **options(target), row_factory=dict_row)
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in {"UTF8", None}:
         connection.close()

@@ -7,17 +7,28 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 
 
 class _Watch:
-    __slots__ = ("connection",)
+    """One limit, from its making to the end of its block."""
 
-    def __init__(self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+    __slots__ = ("_changed", "connection")
+
+    def __init__(
+        self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", changed: threading.Condition
+    ) -> None:
         self.connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None = connection
+        self._changed = changed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
+            self.connection = None  # it must not be kept open by whoever has forgotten it
 
 
 class Deadlines:
@@ -39,25 +50,21 @@ class Deadlines:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    @contextlib.contextmanager
     def within(
         self, seconds: float, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
-    ) -> Iterator[None]:
-        """Cut *connection* unless the block ends within *seconds*."""
-        watch = _Watch(connection)
+    ) -> contextlib.AbstractContextManager[None]:
+        """Cut *connection* unless the block that is entered with this ends within *seconds*."""
+        until_s = time.monotonic() + seconds
         with self._changed:
-            first = not self._watches or self._watches[0][0] > time.monotonic() + seconds
-            heapq.heappush(self._watches, (time.monotonic() + seconds, next(self._order), watch))
+            watch = _Watch(connection, self._changed)
+            first = not self._watches or self._watches[0][0] > until_s
+            heapq.heappush(self._watches, (until_s, next(self._order), watch))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="action-retrier-deadlines", daemon=True)
                 self._thread.start()
             elif first:
                 self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
-                watch.connection = None  # it must not be kept open by whoever has forgotten it
+        return watch
 
     def _run(self) -> None:
         while True:

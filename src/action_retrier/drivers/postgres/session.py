@@ -3,7 +3,7 @@
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,14 @@ from ..._clock import Clock, SystemClock
 from ..._statements import Op, Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from ..jobs import Job, Jobs, deliver
+from ..jobs import Job, Jobs, ThreadJob, deliver
 from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
 from .connection import (
     CALL_S,
     LONGEST_PAUSE_S,
     SHORTEST_PAUSE_S,
+    Connection,
     connect,
-    execute,
     explain,
     is_transient,
     may_pass,
@@ -30,6 +30,7 @@ from .connection import (
 from .deadlines import deadlines
 from .doubt import CommitInDoubt, Mark
 from .urls import Target
+from .wire import ask, execute
 
 _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
@@ -71,12 +72,30 @@ class Session(Jobs):
         self._writes = writes
         self._marked = marked
         self._committed = committed
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
         self._pause_s = SHORTEST_PAUSE_S
         self._fails_since_s: float | None = None
         self._told_s = 0.0
         self._rng = random.Random()  # noqa: S311 - spreads reconnections
         self.start()
+
+    def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
+        """Run an operation; in the caller's thread if nobody is at it, since each change of threads costs as much."""
+        job = ThreadJob(make)
+        if self._connection is None or not self._take_turn():
+            return self.wait_sync(job, patience_s)
+        try:
+            try:
+                self._do([job])
+            except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
+                self._drop()
+                raise
+            finally:
+                self._pass_turn()
+        except BaseException:
+            self._withdraw(job)
+            raise
+        return self._outcome_of(job, patience_s)  # it has failed perhaps, and is queued to be tried again
 
     def _work(self) -> None:
         self._serve()
@@ -113,17 +132,22 @@ class Session(Jobs):
         try:
             connection = self._connected()
             op, first = _peek(jobs)
-            # Spares two exchanges of three; behind a pooler the role's default isolation would count.
-            lone = first is not None and first.stands_alone and self._target.direct
-            with deadlines.within(CALL_S, connection):
-                mark = None if lone else self._begin(connection)
+            # Spares two exchanges of three; behind a pooler the role's default isolation would count. What may have
+            # been done before is done with more care.
+            lone = first is not None and first.stands_alone and self._target.direct and not jobs[0].in_doubt
+            mark = None if lone else self._begin(connection)
             jobs[:] = self.begin(jobs)
             execute_here = partial(self._execute, connection, told_now_us(self._clock))
-            for job in jobs:
-                assert job.make is not None
-                job.result = drive(op or job.make(), execute_here, first)
+            with self._in_doubt_if_lost(connection) if lone else contextlib.nullcontext():
+                for job in jobs:
+                    assert job.make is not None
+                    job.result = drive(op or job.make(), execute_here, first)
             if not lone:
                 with deadlines.within(CALL_S, connection):
+                    if self._writes and any(job.in_doubt for job in jobs):
+                        # It finds perhaps that it has been done, and writes nothing: its COMMIT would not wait for
+                        # the standby that the one before was to wait for.
+                        execute(connection, Statement("touch_meta"), self._target.schema, None)
                     commit(connection, self._target, mark)
         except psycopg.Error as error:
             ours = None if self._is_our_own_refusal(error) else explain(error, self._target)
@@ -132,7 +156,17 @@ class Session(Jobs):
             raise ours from error
         return jobs
 
-    def _connected(self) -> psycopg.Connection[Any]:
+    @contextlib.contextmanager
+    def _in_doubt_if_lost(self, connection: Connection) -> Iterator[None]:
+        """Say of a statement that commits itself that nobody knows whether it has, if that is so."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if self._writes and connection.closed:
+                raise CommitInDoubt(self._target, None) from error
+            raise
+
+    def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._target)
             if self._target.direct:  # elsewhere nothing is prepared
@@ -143,17 +177,18 @@ class Session(Jobs):
                         tell(self._connection, _SETTINGS)
         return self._connection
 
-    def _begin(self, connection: psycopg.Connection[Any]) -> Mark | None:
-        if self._writes:
-            return begin(connection, "read committed", marked=self._marked)
-        connection.execute(BEGIN_READING)
-        return None
+    def _begin(self, connection: Connection) -> Mark | None:
+        with deadlines.within(CALL_S, connection):
+            if self._writes:
+                return begin(connection, "read committed", marked=self._marked)
+            ask(connection, BEGIN_READING)
+            return None
 
     def _is_our_own_refusal(self, error: psycopg.Error) -> bool:
         """Tell whether a write came to where only reads belong: that says nothing of the server."""
         return not self._writes and isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
 
-    def _execute(self, connection: psycopg.Connection[Any], now_us: int | None, statement: Statement) -> Rows:
+    def _execute(self, connection: Connection, now_us: int | None, statement: Statement) -> Rows:
         with deadlines.within(CALL_S, connection):
             return execute(connection, statement, self._target.schema, now_us)
 
@@ -180,6 +215,8 @@ class Session(Jobs):
             self._succeed(jobs)
         else:
             # Every operation that comes this way may be done twice: it has its fence, or its id.
+            for job in jobs:
+                job.in_doubt = True
             self._again_later(jobs, doubt.unresolved(), hopeful=True)
 
     def _again_later(self, jobs: list[Job], error: DatabaseUnavailable, *, hopeful: bool) -> None:
