@@ -6,9 +6,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from .._statements import Op
+from .._statements import Op, Statement
 from ..errors import DatabaseUnavailable
 
 _GROUP = 200  # operations at once at most: others wait for them
@@ -45,6 +46,7 @@ class Job:
         self.unwanted = False
         self.tried_since_s: float | None = None  # the first try that was in vain
         self.in_doubt = False  # an earlier try may have been committed
+        self.opened: tuple[Op[Any], Statement | None] | None = None  # made, and what it has yielded
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -86,6 +88,7 @@ class Jobs(ABC):
         self._changed = threading.Condition()
         self._stopping = False
         self._is_taken = False  # the turn to do jobs: by the thread, or by a caller in its place
+        self._handed: Callable[[], None] | None = None  # what the thread is to do in the place of a caller
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
@@ -106,13 +109,17 @@ class Jobs(ABC):
         """Finish what is queued and let go of the connection; not at once, if somebody keeps a transaction open."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_S)
 
     async def wait(self, job: LoopJob, patience_s: float | None) -> Any:
         """Queue a job, and return or raise what came of it."""
         self._put(job)
+        return await self._outcome_on_loop(job, patience_s)
+
+    async def _outcome_on_loop(self, job: LoopJob, patience_s: float | None) -> Any:
+        """Wait for a job, and return or raise what came of it."""
         timer = None
         if patience_s is not None:
             timer = job.loop.call_later(patience_s, self._give_up, job)
@@ -188,16 +195,22 @@ class Jobs(ABC):
         """Serve, and let go of the connection afterwards."""
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while self._is_taken or not (self._queue or self._stopping):
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                jobs = self._take()
-                self._is_taken = True
-            self._do(jobs)
+        while (task := self._next()) is not None:
+            task()
             self._pass_turn()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for what is to be done next, and take the turn; None when all has been done for good."""
+        with self._changed:
+            while self._handed is None and (self._is_taken or not (self._queue or self._stopping)):
+                self._changed.wait()
+            if self._handed is not None:
+                task, self._handed = self._handed, None
+                return task
+            if not self._queue:
+                return None
+            self._is_taken = True
+            return partial(self._do, self._take())
 
     def _take_turn(self) -> bool:
         """Have the caller do a job in the thread's place, if nobody is at it or waits. The turn has to be passed on."""
@@ -206,6 +219,12 @@ class Jobs(ABC):
                 return False
             self._is_taken = True
             return True
+
+    def _leave_to_thread(self, task: Callable[[], None]) -> None:
+        """Have the thread do *task*, and pass the turn on, in the place of whoever has it."""
+        with self._changed:
+            self._handed = task
+            self._changed.notify()
 
     def _pass_turn(self) -> None:
         """Let the thread do what has been queued meanwhile."""

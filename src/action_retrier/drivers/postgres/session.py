@@ -14,7 +14,7 @@ from ..._clock import Clock, SystemClock
 from ..._statements import Op, Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from ..jobs import Job, Jobs, ThreadJob, deliver
+from ..jobs import Job, Jobs, LoopJob, ThreadJob, deliver
 from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
 from .connection import (
     CALL_S,
@@ -29,8 +29,9 @@ from .connection import (
 )
 from .deadlines import deadlines
 from .doubt import CommitInDoubt, Mark
+from .exchange import Exchange
 from .urls import Target
-from .wire import ask, execute
+from .wire import ask, execute, send_prepared
 
 _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
@@ -79,6 +80,56 @@ class Session(Jobs):
         self._rng = random.Random()  # noqa: S311 - spreads reconnections
         self.start()
 
+    async def run(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
+        """Run an operation; what commits itself on the caller's event loop, if nobody is at it."""
+        job = LoopJob(make)
+        if self._connection is None or not self._take_turn():
+            return await self.wait(job, patience_s)
+        try:
+            self._open(job)
+        except BaseException:
+            self._pass_turn()
+            raise
+        self._send(job, self._connection)
+        return await self._outcome_on_loop(job, patience_s)
+
+    def _send(self, job: LoopJob, connection: Connection | None) -> None:
+        """Send what commits itself from this loop; leave all else to the thread."""
+        op, first = self._open(job)
+        if first is None or connection is None or not self._may_commit_itself(job, first):
+            self._leave_to_thread(partial(self._do, [job]))
+            return
+        now_us = told_now_us(self._clock)
+
+        def send(statement: Statement) -> None:
+            send_prepared(connection, statement, self._target.schema, now_us)
+
+        def ended() -> None:
+            self._pass_turn()
+            self._note_success()
+            self._committed()
+            if not job.done.done():
+                job.done.set_result(None)
+
+        def left() -> None:
+            self._leave_to_thread(partial(self._do, [job], partial(self._finish, exchange)))
+
+        exchange = Exchange(job, op, connection, send, ended=ended, left=left)
+        job.began = True
+        job.opened = None
+        try:
+            exchange.begin(first)
+        except NotImplementedError:  # a loop of Windows
+            self._leave_to_thread(partial(self._do, [job]))
+
+    def _finish(self, exchange: Exchange, jobs: list[Job]) -> list[Job]:
+        """Go on in this thread with what an event loop has left."""
+        connection = self._connection
+        assert connection is not None
+        with self._explained(), self._in_doubt_if_lost(connection):
+            jobs[0].result = exchange.finish(partial(self._execute, connection, told_now_us(self._clock)))
+        return jobs
+
     def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
         """Run an operation; in the caller's thread if nobody is at it, since each change of threads costs as much."""
         job = ThreadJob(make)
@@ -107,9 +158,9 @@ class Session(Jobs):
             remedy="check that the database can be reached, and its load",
         )
 
-    def _do(self, jobs: list[Job]) -> None:
+    def _do(self, jobs: list[Job], run: Callable[[list[Job]], list[Job]] | None = None) -> None:
         try:
-            jobs = self._run(jobs)
+            jobs = (run or self._run)(jobs)
         except CommitInDoubt as doubt:
             self._drop()
             self._resolve(jobs, doubt)
@@ -129,19 +180,16 @@ class Session(Jobs):
 
     def _run(self, jobs: list[Job]) -> list[Job]:
         """Run jobs in one transaction; return those that were still wanted when it began."""
-        try:
+        with self._explained():
             connection = self._connected()
-            op, first = _peek(jobs)
-            # Spares two exchanges of three; behind a pooler the role's default isolation would count. What may have
-            # been done before is done with more care.
-            lone = first is not None and first.stands_alone and self._target.direct and not jobs[0].in_doubt
+            lone = len(jobs) == 1 and self._may_commit_itself(jobs[0], self._open(jobs[0])[1])
             mark = None if lone else self._begin(connection)
             jobs[:] = self.begin(jobs)
             execute_here = partial(self._execute, connection, told_now_us(self._clock))
             with self._in_doubt_if_lost(connection) if lone else contextlib.nullcontext():
                 for job in jobs:
-                    assert job.make is not None
-                    job.result = drive(op or job.make(), execute_here, first)
+                    (op, first), job.opened = self._open(job), None
+                    job.result = drive(op, execute_here, first)
             if not lone:
                 with deadlines.within(CALL_S, connection):
                     if self._writes and any(job.in_doubt for job in jobs):
@@ -149,12 +197,36 @@ class Session(Jobs):
                         # the standby that the one before was to wait for.
                         execute(connection, Statement("touch_meta"), self._target.schema, None)
                     commit(connection, self._target, mark)
+        return jobs
+
+    @staticmethod
+    def _open(job: Job) -> tuple[Op[Any], Statement | None]:
+        """Return the operation of a job that has not begun, and its first statement."""
+        if job.opened is None:
+            assert job.make is not None
+            op = job.make()
+            first = next(op, None)
+            job.opened = (job.make() if first is None else op), first  # what sends nothing has ended with that
+        return job.opened
+
+    def _may_commit_itself(self, job: Job, first: Statement | None) -> bool:
+        """
+        Tell whether an operation needs no BEGIN and COMMIT, which spares two exchanges of three.
+
+        Behind a pooler the role's default isolation would count. What may have been done before is done with more care.
+        """
+        return first is not None and first.stands_alone and self._target.direct and not job.in_doubt
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the server says of itself, not of a statement, into `DatabaseUnavailable`."""
+        try:
+            yield
         except psycopg.Error as error:
             ours = None if self._is_our_own_refusal(error) else explain(error, self._target)
             if ours is None:
                 raise
             raise ours from error
-        return jobs
 
     @contextlib.contextmanager
     def _in_doubt_if_lost(self, connection: Connection) -> Iterator[None]:
@@ -193,14 +265,17 @@ class Session(Jobs):
             return execute(connection, statement, self._target.schema, now_us)
 
     def _succeed(self, jobs: list[Job]) -> None:
+        self._note_success()
+        if jobs:
+            self._committed()
+        deliver(jobs)
+
+    def _note_success(self) -> None:
         self._pause_s = SHORTEST_PAUSE_S
         if self._fails_since_s is not None:
             lasted_s = time.monotonic() - self._fails_since_s
             logger.info("%s answers again, after %.1f s", self._location, lasted_s)
             self._fails_since_s = None
-        if jobs:
-            self._committed()
-        deliver(jobs)
 
     @staticmethod
     def _end(jobs: list[Job], error: BaseException) -> None:
@@ -259,13 +334,3 @@ class Session(Jobs):
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 connection.close()
-
-
-def _peek(jobs: list[Job]) -> tuple[Op[Any], Statement] | tuple[None, None]:
-    """Return the operation of the only job and its first statement; nothing if there are more, or none is sent."""
-    if len(jobs) == 1 and jobs[0].make is not None:
-        op = jobs[0].make()
-        first = next(op, None)
-        if first is not None:
-            return op, first
-    return None, None

@@ -43,6 +43,16 @@ def execute(connection: Connection, statement: Statement, schema: str, now_us: i
     return rows_of(pgconn, pgconn.exec_prepared(name, values))  # type: ignore[arg-type] # its protocol forgets NULL
 
 
+def send_prepared(connection: Connection, statement: Statement, schema: str, now_us: int | None) -> None:
+    """Send a statement, and do not wait for its answer."""
+    pgconn = connection.pgconn
+    name = name_of(statement.name, schema)
+    if name not in connection.prepared:  # once a statement and a connection
+        checked(pgconn, pgconn.prepare(name, numbered(statement.name, schema)))
+        connection.prepared.add(name)
+    pgconn.send_query_prepared(name, values_of(statement, schema, now_us))
+
+
 def ask(connection: Connection, text: str) -> PGresult:
     """Run what has no parameters, perhaps several statements, and return the result of the last one."""
     pgconn = connection.pgconn
