@@ -1,7 +1,5 @@
 """An operation whose statements commit themselves, sent and heard by the event loop of whoever waits for it."""
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +11,7 @@ from ..._statements import Op, Rows, Statement, drive
 from ..jobs import LoopJob
 from .connection import CALL_S, Connection
 from .deadlines import Limit, deadlines
+from .reading import Reading
 from .wire import rows_of
 
 _LATE_S = 0.1
@@ -57,15 +56,10 @@ class Exchange:
         self._result: PGresult | None = None
         self._error: BaseException | None = None
         self._limit: Limit | None = None
-        self._descriptor = os.dup(connection.pgconn.socket)  # of its own: nobody else registers the same one
 
     def begin(self, first: Statement) -> None:
         """Send the first statement. Raises NotImplementedError where the loop cannot wait for a socket."""
-        try:
-            self._job.loop.add_reader(self._descriptor, self._take_in)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        self._reading = Reading(self._job.loop, self._connection, self._take_in)
         self._go_on(first)
 
     def _go_on(self, statement: Statement) -> None:
@@ -87,10 +81,7 @@ class Exchange:
             if self._is_heard:
                 return
             self._is_heard, self._error = True, error
-        try:
-            self._job.loop.call_soon_threadsafe(self._stop_reading)
-        except RuntimeError:  # it is closed, and has forgotten all that it waited for
-            self._close()
+        self._reading.end_from_elsewhere()
         self._left()
 
     def _take_in(self) -> None:
@@ -126,7 +117,7 @@ class Exchange:
         try:
             statement = self._op.send(self._rows())
         except StopIteration as stop:
-            self._stop_reading()
+            self._reading.end()
             self._job.result = stop.value
             self._ended()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that finishes it
@@ -141,17 +132,6 @@ class Exchange:
         if result is None:
             raise psycopg.OperationalError(pgconn.error_message.decode("utf-8", "replace") or "no answer")
         return rows_of(pgconn, result)
-
-    def _stop_reading(self) -> None:
-        if self._descriptor >= 0:
-            self._job.loop.remove_reader(self._descriptor)
-            self._close()
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
 
     def finish(self, execute: Callable[[Statement], Rows]) -> Any:
         """Wait for the answer in a thread, do the rest with *execute*, and return what comes of the operation."""

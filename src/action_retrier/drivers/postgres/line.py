@@ -1,7 +1,9 @@
 """One session of the server's that stays open: its advisory locks prove that we live, and it hears notifications."""
 
+import asyncio
 import contextlib
 import os
+import select
 import selectors
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +16,13 @@ from ...config import logger
 from ...errors import DatabaseUnavailable
 from .connection import CALL_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, channel, connect, translated
 from .deadlines import deadlines
+from .reading import Reading
 from .urls import Target
 
+_HANG_UP: int | None = getattr(select, "POLLRDHUP", None)
+"""Linux's word for a connection that the other end has closed, whether or not there is something to read."""
+_LOOP_S = 1.0
+"""How long it takes to notice that an event loop was closed while it waited for notifications."""
 _RETAKE_S = 0.2  # well within the second after which a free lock means a death
 
 
@@ -43,6 +50,7 @@ class Line:
         self._was_open = False
         self._reopened_at_us: int | None = None
         self.is_listening = False
+        self._reading: Reading | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = -1, -1
@@ -94,6 +102,68 @@ class Line:
                 self._listen_on(connection)
             self._begin_to_watch()
 
+    def listen_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """
+        Have this loop, on which it is called, wait for notifications, if no other does.
+
+        To be woken by the thread that watches would take longer than all that a notification has to do. That one
+        goes on watching for the end of the connection, which must be noticed while user code blocks the loop.
+        """
+        connection = self._connection
+        if _HANG_UP is None or connection is None or connection.closed or self._has_reader(connection):
+            return
+        with contextlib.suppress(NotImplementedError, OSError):
+            reading = Reading(loop, connection, self._look_on_loop)
+            with self._lock_at_once() as is_ours:
+                if is_ours and self._connection is connection and not self._stopping.is_set():
+                    self._reading = reading
+                    self._poke()
+                    return
+            reading.end()  # somebody uses it, for long perhaps: next time
+
+    def _has_reader(self, connection: psycopg.Connection[Any]) -> bool:
+        reading = self._reading
+        return reading is not None and reading.connection is connection and not reading.is_over
+
+    @contextlib.contextmanager
+    def _lock_at_once(self) -> Iterator[bool]:
+        """Take the lock if nobody has it: an event loop must not wait for it."""
+        is_ours = self._lock.acquire(blocking=False)
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                self._lock.release()
+
+    def _look_on_loop(self) -> None:
+        """Take what has come; leave the end of the connection to the thread, and answers to whoever has asked."""
+        with self._lock_at_once() as is_ours:
+            if not is_ours:
+                return
+            reading, connection = self._reading, self._connection
+            if reading is None or connection is not reading.connection or not self._consume(connection):
+                self._stop_reading()
+                return
+            has_heard = _has_heard(connection)
+        if has_heard:
+            self._heard()
+
+    @staticmethod
+    def _consume(connection: psycopg.Connection[Any]) -> bool:
+        """Take in what has come; False: the connection is gone."""
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        return True
+
+    def _stop_reading(self) -> None:
+        """Leave all that comes to the thread again."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.end_from_elsewhere()
+        self._poke()
+
     @contextlib.contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
         """Use the connection; it is opened anew if need be, and then holds what it held."""
@@ -140,6 +210,8 @@ class Line:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        if self._reading is not None:
+            self._stop_reading()
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 connection.close()
@@ -163,9 +235,10 @@ class Line:
             with self._lock:
                 connection = self._connection
                 socket = None if connection is None or connection.closed else connection.pgconn.socket
-                limit_s = _RETAKE_S if self._locks - self._held else None
+                has_reader = connection is not None and self._has_reader(connection)
+                limit_s = _RETAKE_S if self._locks - self._held else _LOOP_S if has_reader else None
             if socket is not None:
-                self._wait_for(socket, limit_s)
+                self._wait_for(socket, limit_s, only_its_end=has_reader)
             if self._stopping.is_set():
                 return
             try:
@@ -176,14 +249,17 @@ class Line:
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    def _wait_for(self, socket: int, limit_s: float | None) -> None:
-        try:
-            with selectors.DefaultSelector() as selector:  # select() refuses descriptors from 1024 on
-                selector.register(socket, selectors.EVENT_READ)
-                selector.register(self._wake_read, selectors.EVENT_READ)
-                ready = {key.fd for key, _ in selector.select(limit_s)}
-        except (OSError, ValueError):
-            return  # it was closed meanwhile
+    def _wait_for(self, socket: int, limit_s: float | None, *, only_its_end: bool = False) -> None:
+        if only_its_end and _HANG_UP is not None:
+            ready = _poll(socket, self._wake_read, _HANG_UP, limit_s)
+        else:
+            try:
+                with selectors.DefaultSelector() as selector:  # select() refuses descriptors from 1024 on
+                    selector.register(socket, selectors.EVENT_READ)
+                    selector.register(self._wake_read, selectors.EVENT_READ)
+                    ready = {key.fd for key, _ in selector.select(limit_s)}
+            except (OSError, ValueError):
+                return  # it was closed meanwhile
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
 
@@ -207,10 +283,8 @@ class Line:
             except DatabaseUnavailable:
                 self._drop()
                 raise
-            if seen.pgconn.notifies():
+            if _has_heard(seen):
                 self._heard()
-                while seen.pgconn.notifies():
-                    pass
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -224,3 +298,19 @@ class Line:
                 if descriptor >= 0:
                     os.close(descriptor)
             self._wake_read = self._wake_write = -1
+
+
+def _poll(socket: int, wake: int, events: int, limit_s: float | None) -> set[int]:
+    """Wait until something of *events* happens to *socket*, or can be read from *wake*."""
+    polled = select.poll()
+    polled.register(socket, events)  # an error, and the end of both directions, are told whatever is asked for
+    polled.register(wake, select.POLLIN)
+    return {descriptor for descriptor, _ in polled.poll(None if limit_s is None else limit_s * 1000)}
+
+
+def _has_heard(connection: psycopg.Connection[Any]) -> bool:
+    """Forget what has been notified, and tell whether there was something."""
+    has_heard = False
+    while connection.pgconn.notifies():
+        has_heard = True
+    return has_heard

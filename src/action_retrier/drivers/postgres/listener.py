@@ -89,6 +89,7 @@ class Listener:
         """Hear of other processes from now on."""
         if not self.line.is_listening:
             await asyncio.to_thread(self.line.listen)
+        self.line.listen_on(asyncio.get_running_loop())
 
     async def publish(self, worker: str, *, is_idle: bool) -> None:
         """Tell other processes whether *worker* wants to hear of what they start."""
