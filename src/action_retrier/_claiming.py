@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 from random import Random
+from typing import NamedTuple
 
 from ._clock import Clock
 from ._execution import Executions
 from ._incarnation import Incarnation
 from ._lanes import Lanes
 from ._maintenance import Maintenance
-from ._ops.claims import NextDue, claim_runs, next_due
+from ._ops.claims import Claimed, NextDue, claim_runs, next_due
 from ._pace import Pauses
 from ._registry import Registry
 from ._reporter import Reporter
@@ -21,6 +22,16 @@ from .drivers import Database
 POLL_S = 1.0
 """Polling is the truth; wake-ups only make it fast."""
 _UNWRITTEN = 10  # reports at least that may be waiting to be written when more is claimed
+_HAND_OVER_S = 0.0001
+"""For how long the event loop lets the thread that sends a claim have the interpreter."""
+
+
+class _Answer(NamedTuple):
+    """What came of one claim: *wanted* were asked for, as *worker*."""
+
+    wanted: int
+    worker: str
+    claimed: Claimed
 
 
 class Claiming:
@@ -46,10 +57,9 @@ class Claiming:
         self._reporter = reporter
         self._maintenance = maintenance
         self._incarnation = incarnation
-        self.is_under_way = False
-        """Whether a claim is: what it brings is not known here yet."""
-        self.count = 0
-        """How many claims there have been."""
+        self._coming: asyncio.Task[_Answer] | None = None
+        self.asked = self.answered = 0
+        """How many claims there have been, and of how many everything is known here that they have brought."""
         self._pauses = Pauses()
         self._lanes = Lanes()
         self._suspects_are_due = False
@@ -71,7 +81,9 @@ class Claiming:
         self.wake()
 
     def close(self) -> None:
-        """Listen to nothing more."""
+        """Listen to nothing more, and wait for nothing."""
+        if self._coming is not None:
+            self._coming.cancel()
         self._subscription.close()
         self._unsubscribe_clock()
 
@@ -100,6 +112,9 @@ class Claiming:
         self._wake.clear()
         waiters, self._idle_waiters = self._idle_waiters, []
         try:
+            if self._coming is not None:
+                await self._begin_coming()
+                return
             if self._stopping:
                 await self._wake.wait()
                 return
@@ -150,7 +165,15 @@ class Claiming:
         """How many more to claim: none while as many as may execute have ended, and nobody knows it yet."""
         # If we die, those are lost as well. They pile up where callbacks take longer than actions.
         most = max(self._executions.concurrency, _UNWRITTEN)
-        return self._executions.free if self._reporter.backlog < most else 0
+        if self._reporter.backlog >= most:
+            return 0
+        # By halves: the database is at one while the other is executed.
+        return min(self._executions.free, -(-self._executions.concurrency // 2))
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a claim is: what it brings is not known here yet."""
+        return self.answered < self.asked
 
     def _must_look_everywhere(self) -> bool:
         """Whether the lanes that are known may be too old: a new one may be more urgent than all of them."""
@@ -166,31 +189,54 @@ class Claiming:
 
     async def _claim(self, free: int) -> bool:
         """Claim and begin; tell whether there may be more."""
+        return self._ask(free) and await self._begin_coming()
+
+    def _ask(self, count: int) -> bool:
+        """Have as many claimed, unless we may not."""
         if not self._incarnation.holds_lease:
             return False  # nothing of it might begin: it would be claimed, and given back, again and again
         claimant = self._incarnation.claimant
         # A claim asks for suspects only after a look has seen some: mostly there are none.
         allowance = self._executions.suspects.allowance(self._loop.time()) if self._suspects_are_due else 0
-        self.is_under_way = True
-        self.count += 1
+        lanes = self._lanes.to_json()
+
+        async def ask() -> _Answer:
+            claimed = await self._database.write(lambda: claim_runs(claimant, count, allowance, lanes))
+            return _Answer(count, claimant.id, claimed)
+
+        self.asked += 1
+        self._coming = self._loop.create_task(ask(), name="action-retrier-ask")
+        return True
+
+    async def _begin_coming(self) -> bool:
+        """Begin what the claim that is under way brings, while the next one is; tell whether there may be more."""
+        assert self._coming is not None
+        number = self.asked
         try:
-            lanes = self._lanes.to_json()
-            claimed = await self._database.write(lambda: claim_runs(claimant, free, allowance, lanes))
-            self._lanes.took(claimed.runs)
-            if not claimed.registered:
-                await self._incarnation.begin_again(claimant.id)
-                return True
+            wanted, worker, claimed = await self._coming
             claimed_at_us = self._clock.monotonic_us()
-            for row in [*claimed.suspects, *claimed.runs]:
+            self._lanes.took(claimed.runs)
+            rows = [*claimed.suspects, *claimed.runs]
+            self._backlog = len(rows) >= wanted
+            self._coming = None
+            # Not after suspects: what may be claimed beside them is known once they have begun.
+            may_ask = self._backlog and not claimed.suspects and not self._stopping
+            more = min(self._free, self._executions.free - len(rows)) if may_ask else 0
+            if more > 0 and self._ask(more):
+                await asyncio.sleep(_HAND_OVER_S)
+            for row in rows:
                 self._begin(row, claimed_at_us)
         finally:
-            self.is_under_way = False
+            if self.asked == number:
+                self._coming = None
+            self.answered = number
+        if not claimed.registered:
+            await self._incarnation.begin_again(worker)
+            return True
         if claimed.suspects:
             self._loop.call_later(PROBATION_S, self._wake.set)
         await asyncio.sleep(0)  # they begin first; the next question wakes a thread that competes for the interpreter
-        count = len(claimed.runs) + len(claimed.suspects)
-        self._backlog = count >= free
-        return count > 0
+        return bool(rows)
 
     def _begin(self, row: Row, claimed_at_us: int) -> None:
         try:

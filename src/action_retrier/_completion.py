@@ -7,17 +7,18 @@ fence. What the callback writes commits with the mark or not at all.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
 from ._functions import Mutation
 from ._lifecycle import Finish, Move, State, callback_delay_us
 from ._mutations import Mutations
-from ._ops.reports import Applied, CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
+from ._ops.reports import NO_CALLBACK, Applied, CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
 from ._registry import Registry
 from ._statements import Row
 from .config import logger
@@ -29,8 +30,7 @@ Fate = Literal["written", "busy", "superseded"]
 """What became of a report; a busy run's is to be written again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """
     An attempt that has ended, and what follows.
 
@@ -50,6 +50,11 @@ class Report:
     losses: int = 0
 
     @property
+    def is_good_news(self) -> bool:
+        """Whether the run has succeeded."""
+        return isinstance(self.move, Finish) and self.move.failure is None
+
+    @property
     def calls_back(self) -> bool:
         """Whether this end is one that the callback should share its transaction with."""
         return isinstance(self.move, Finish) and bool(self.on_complete) and not self.losses
@@ -57,8 +62,8 @@ class Report:
     def settled(self, callback: CallbackMark | None = None) -> Settled:
         """Return what is written, with the callback as it turned out."""
         if callback is None:
-            owes = isinstance(self.move, Finish) and self.on_complete
-            callback = CallbackMark("pending", losses=self.losses) if owes else CallbackMark()
+            owes = self.on_complete and isinstance(self.move, Finish)
+            callback = CallbackMark("pending", losses=self.losses) if owes else NO_CALLBACK
         return Settled(self.run_id, self.attempt, self.worker, self.move, callback, self.progress)
 
 
@@ -99,9 +104,13 @@ class Completion:
         """
         settled = [report.settled() for report in reports]
         applied = await self._database.write(lambda: apply_moves(settled))
+        busy = []
         for report in reports:
-            _tell(report, _fate(report, applied))
-        return [report for report in reports if _fate(report, applied) == "busy"]
+            fate = _fate(report, applied)
+            _tell(report, fate)
+            if fate == "busy":
+                busy.append(report)
+        return busy
 
     async def complete(self, reports: Sequence[Report]) -> list[Report]:
         """
@@ -262,6 +271,8 @@ def _fate(report: Report, applied: Applied) -> Fate:
 
 def _tell(report: Report, fate: Fate) -> None:
     """One line for each end of an attempt: never a message, an argument or a result."""
+    if fate == "written" and not logger.isEnabledFor(logging.INFO) and report.is_good_news:
+        return  # most are, and nobody listens
     extra = {"run_id": report.run_id, "attempt": report.attempt}
     move = report.move
     if fate == "busy":

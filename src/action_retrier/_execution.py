@@ -29,10 +29,11 @@ Key = tuple[str, int]
 class Execution:
     """One attempt that this worker executes."""
 
-    __slots__ = ("action", "attempted", "begun", "claimed_at_us", "reported", "row", "signals", "task", "timers")
+    __slots__ = ("action", "attempted", "begun", "claimed_at_us", "key", "reported", "row", "signals", "task", "timers")
 
     def __init__(self, row: Row, action: Action[Any, Any, Any], claimed_at_us: int) -> None:
         self.row = row
+        self.key: Key = row["id"], row["attempt"]
         self.action = action
         self.attempted = Attempted(row["failures"], row["losses"], policy_from_json(row["options"]), row["deadline_in"])
         self.claimed_at_us = claimed_at_us
@@ -41,11 +42,6 @@ class Execution:
         self.reported = False
         self.task: asyncio.Task[Outcome] | None = None
         self.timers: list[Timer] = []
-
-    @property
-    def key(self) -> Key:
-        """What is unique about it."""
-        return self.row["id"], self.row["attempt"]
 
     def judge(self, task: asyncio.Task[Outcome]) -> Outcome | None:
         """Say how the attempt ended, which may have been told to stop; None if nobody needs to know."""
@@ -139,9 +135,10 @@ class Executions:
         """Execute a claimed attempt, unless the worker stops: then it goes back, and has cost nothing."""
         execution = Execution(row, action, claimed_at_us)
         self._by_key[execution.key] = execution
+        loop = asyncio.get_running_loop()
         if execution.attempted.losses:
-            self.suspects.start(execution.key, execution.attempted.losses, asyncio.get_running_loop().time())
-        execution.task = asyncio.get_running_loop().create_task(self._execute(execution))
+            self.suspects.start(execution.key, execution.attempted.losses, loop.time())
+        execution.task = loop.create_task(self._execute(execution))
         execution.task.add_done_callback(lambda task: self._ended(execution, task))
         if self._stopping:
             execution.task.cancel()

@@ -9,6 +9,7 @@ nothing has to move rows between them.
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
+from typing import NamedTuple
 
 from ._policy import RetryPolicy, delay_before_retry_us, retry_after_us
 
@@ -112,8 +113,7 @@ Outcome = Succeeded | Raised | TimedOut | DeadlinePassed | WorkerLost | WorkerSt
 """How an attempt ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(NamedTuple):
     """
     What settling an attempt needs to know of its run.
 
@@ -170,11 +170,10 @@ def settle(run: Attempted, outcome: Outcome, rng: Random) -> Move:
         outcome: How the attempt ended; a worker's death is just another outcome.
         rng: Source of the jitter.
     """
-    match outcome:
-        case Succeeded(result):
-            return Finish(State.SUCCEEDED, run.failures, result=result)
-        case NotBegun():
-            return Reschedule(0, run.failures, run.losses)
+    if isinstance(outcome, Succeeded):
+        return Finish(State.SUCCEEDED, run.failures, result=outcome.result)
+    if isinstance(outcome, NotBegun):
+        return Reschedule(0, run.failures, run.losses)
     failures = run.failures + 1
     failure = describe(outcome)
     if isinstance(outcome, DeadlinePassed) or (isinstance(outcome, Raised) and not outcome.retryable):

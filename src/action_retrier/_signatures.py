@@ -32,6 +32,9 @@ class Signature:
         self.takes_ctx = bool(parameters) and parameters[0].name == "ctx"
         self.parameters = parameters[1:] if self.takes_ctx else parameters
         self._positional = [one.name for one in self.parameters if one.kind is one.POSITIONAL_ONLY]
+        self._needs_arguments = any(
+            one.default is one.empty for one in self.parameters if one.kind is not one.VAR_KEYWORD
+        )
         for one in self.parameters:
             if one.kind is one.VAR_POSITIONAL:
                 raise ValueError(f"{name!r} cannot be registered: arguments go by name, and *{one.name} has none")
@@ -66,6 +69,12 @@ class Signature:
     def _return_adapter(self) -> "TypeAdapter[Any]":
         hint = self._hints.get("return", Any)
         return self._build(Any if hint is typing.NoReturn else hint, what="its return value")
+
+    @cached_property
+    def _may_return_none(self) -> bool:
+        """Whether None needs no adapter to become null: mostly, actions return nothing."""
+        hint = self._hints.get("return", Any)
+        return hint is Any or hint is type(None)
 
     def adapter_of(self, parameter: str) -> "TypeAdapter[Any]":
         """Return the adapter of one parameter's annotation."""
@@ -114,6 +123,8 @@ class Signature:
 
     def decode_arguments(self, text: str) -> dict[str, Any]:
         """Convert stored arguments for the call. Raises pydantic's ValidationError, a ValueError."""
+        if text == "{}" and not self._needs_arguments:
+            return {}
         arguments: dict[str, Any] = decode(self._adapter, text)
         return arguments
 
@@ -123,15 +134,17 @@ class Signature:
 
     def encode_result(self, value: object) -> str:
         """Encode what the function returned. Raises `NotJSONError`."""
+        if value is None and self._may_return_none:
+            return "null"
         return encode(self._return_adapter, value)
 
     def call(self, ctx: object, arguments: Mapping[str, Any]) -> Any:
         """Call the function, with *ctx* if it wants one."""
-        rest = dict(arguments)
-        positional = [rest.pop(name) for name in self._positional if name in rest]
-        if self.takes_ctx:
-            return self.function(ctx, *positional, **rest)
-        return self.function(*positional, **rest)
+        positional: list[Any] = [ctx] if self.takes_ctx else []
+        if self._positional:
+            arguments = dict(arguments)
+            positional += [arguments.pop(name) for name in self._positional if name in arguments]
+        return self.function(*positional, **arguments)
 
 
 def _refuse_ctx(name: str, parameter: str, hint: Any) -> None:

@@ -23,6 +23,7 @@ from ._pace import Pace
 from ._policy import to_us
 from ._registry import Registry
 from ._reporter import Reporter
+from ._strays import Strays
 from .config import logger
 from .drivers import Database
 from .errors import DatabaseUnavailable
@@ -102,6 +103,7 @@ class Worker:
             maintenance=self._maintenance,
             incarnation=self._incarnation,
         )
+        self._strays = Strays()
         self._watch_pace = Pace()
         self._stopping = self._stopped = False
         self._hurried = asyncio.Event()
@@ -288,15 +290,14 @@ class Worker:
         """
         Give back what is ours in the database, and not known here: what a claim that went wrong has left.
 
-        Only while no claim is under way, and what has ended is known until its report is written.
+        What has ended is known until its report is written.
         """
-        if self._claiming.is_under_way:
-            return
-        worker, claims, known, called = self.id, self._claiming.count, self._known(), self._reporter.callbacks
+        worker, answered, known, called = self.id, self._claiming.answered, self._known(), self._reporter.callbacks
         owned = await self._database.read(lambda: owned_by(worker))
+        unknown = owned.attempts - known - self._known()
+        strays = self._strays.judge(worker, unknown, asked=self._claiming.asked, answered=answered)
         await self._reporter.return_strays(owned.callbacks, worker, called)
-        strays = owned.attempts - known - self._known()
-        if strays and claims == self._claiming.count and worker == self.id:
+        if strays and worker == self.id:
             logger.error("worker %s owns %d runs that it does not execute; they are given back", worker, len(strays))
             await self._database.write(lambda: give_back(worker, strays, self._engine.rng))
             self._claiming.wake()

@@ -118,7 +118,7 @@ async def test_a_callback_whose_claim_got_no_answer_is_given_back_and_called(cal
     """I4: its claim was committed, and nobody here knows what it has brought. The try that was no try is not counted."""
     owed = {caller.owe("one"), caller.owe("another")}  # due at one instant: which is first is the database's choice
     (claimed,) = caller.bench.store.write(claim_callbacks, caller.worker, 1, max_losses=0)
-    run_id = claimed.run_id
+    run_id = claimed["id"]
     (other,) = owed - {run_id}
     assert caller.state(run_id) == ("pending", 1, caller.worker.id)
 

@@ -1,6 +1,7 @@
 """Take due runs and callbacks for a worker."""
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from .._lifecycle import Raised
 from .._policy import damage_in_policy
@@ -8,6 +9,9 @@ from .._statements import Op, Rows, Statement
 
 ANY_LOSSES = 2**31 - 1
 """As ``max_losses``: take suspects however many workers they have cost."""
+
+_BY_DUE_TIME = itemgetter("due_at", "id")
+_PRIORITY = itemgetter("priority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ def claim_runs(claimant: Claimant, count: int, max_losses: int, lanes: str | Non
         given = claimant.parameters | {"lanes": lanes, "count": count - len(suspects)}
         # After a claim of which nobody knows, its worker gives back what it does not know of.
         runs = yield Statement("claim_runs", given, stands_alone=not suspects)
-        runs.sort(key=lambda row: (-row["priority"], row["due_at"], row["id"]))
+        runs.sort(key=_BY_DUE_TIME)
+        runs.sort(key=_PRIORITY, reverse=True)  # which leaves those of one priority as they are
     registered = True
     if not runs and not suspects:
         registered = yield from _is_registered(claimant)

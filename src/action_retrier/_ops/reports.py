@@ -30,15 +30,17 @@ class CallbackMark:
     traceback: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+NO_CALLBACK = CallbackMark()
+
+
+class Settled(NamedTuple):
     """One attempt's end: *attempt* is the fencing token."""
 
     run_id: str
     attempt: int
     worker: str
     move: Move
-    callback: CallbackMark = CallbackMark()
+    callback: CallbackMark = NO_CALLBACK
     progress: tuple[float, str] | None = None
 
 
@@ -66,7 +68,9 @@ def apply_moves(settled: Sequence[Settled]) -> Op[Applied]:
     reschedules = [_reschedule(one, one.move) for one in ordered if isinstance(one.move, Reschedule)]
     rows: Rows = []
     if finishes:
-        rows += yield Statement("finish_runs", {"moves": _dumps(finishes)})
+        # Mostly all have succeeded, and nothing else is written.
+        is_all = len(finishes) == len(ordered) and all(one.move.failure is None for one in ordered)
+        rows += yield Statement("finish_runs", {"moves": _dumps(finishes)}, stands_alone=is_all)
     if reschedules:
         rows += yield Statement("reschedule_runs", {"moves": _dumps(reschedules)})
     # By attempt as well: a batch may hold the report of an attempt beside that of its heir.
