@@ -73,9 +73,12 @@ def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection
     return connection
 
 
-def begin_immediate(connection: sqlite3.Connection) -> None:
+def begin_immediate(connection: sqlite3.Connection, *, waits: bool = True) -> bool:
     """
     Begin a write transaction on a connection that does not wait by itself, as soon as nobody else writes.
+
+    Returns:
+        Whether it has begun: always, unless it *waits* for nobody.
 
     SQLite's own way to wait looks ten times a second in the end, and loses the lock to whoever
     looks more often: beside six programs that write without a pause, that took 20 s. Only the
@@ -90,9 +93,11 @@ def begin_immediate(connection: sqlite3.Connection) -> None:
             code = error.sqlite_errorcode
             if code & 0xFF != sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_BUSY_SNAPSHOT or waited_s > BUSY_TIMEOUT_S:
                 raise
+            if not waits:
+                return False
             time.sleep(min(max(waited_s / _LOOKS, _SHORTEST_LOOK_S), _LONGEST_LOOK_S))
         else:
-            return
+            return True
 
 
 def execute(
