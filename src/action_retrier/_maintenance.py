@@ -25,6 +25,8 @@ class Maintenance:
         self._rng = rng
         self._namespace = namespace
         self._retention_us = retention_us
+        self.look_again_s = 0.0
+        """After how long deaths are to be looked for again."""
         self._prune_at = clock.monotonic_us()
         self._warn_at = clock.monotonic_us() + _WARN_EVERY_US // 60
 
@@ -35,6 +37,7 @@ class Maintenance:
         owners = await self._database.read(lambda: list_owners(namespace))
         others = sorted(owners.union(self._database.leases.left_behind()) - {own})
         dead = await self._database.leases.dead(others) if others else []
+        self.look_again_s = self._database.leases.look_again_s(alone=not others)
         for worker in dead:
             recovered = await self._database.write(lambda worker=worker: self._recover(worker))  # type: ignore[misc]
             if recovered is not None and recovered.is_over:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Self
@@ -29,6 +30,8 @@ from .drivers import Database
 from .errors import DatabaseUnavailable
 
 _WATCH_S = 0.25
+_STRAYS_S = 1.0
+"""How often it is looked for what a claim that went wrong has left."""
 _PROGRESS_S = 1.0
 _FLUSH_GRACE_S = 10.0
 _SHORTEST_BACKOFF_S = 0.05
@@ -105,6 +108,7 @@ class Worker:
         )
         self._strays = Strays()
         self._watch_pace = Pace()
+        self._next_strays_s = self._next_look_s = 0.0
         self._stopping = self._stopped = False
         self._hurried = asyncio.Event()
         self._changed = asyncio.Event()  # something ended: whoever drains looks again
@@ -269,7 +273,9 @@ class Worker:
 
     async def _watch_once(self) -> None:
         """Learn which attempts are not ours any more, and look after workers that have died."""
-        await _within(_WATCH_S, self._incarnation.in_doubt.wait())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WATCH_S):
+                await self._incarnation.in_doubt.wait()
         await self._incarnation.check()
         keys = self._executions.keys()
         if keys:
@@ -279,8 +285,12 @@ class Worker:
                 self._executions.stop_begun(reason, [(run_id, attempt)])
         began_s = self._loop.time()
         if not self._stopping and self._watch_pace.is_due(began_s):
-            await self._give_back_strays()
-            await self.recover_dead()
+            if began_s >= self._next_strays_s:
+                self._next_strays_s = began_s + _STRAYS_S - _WATCH_S / 2
+                await self._give_back_strays()
+            if began_s >= self._next_look_s:
+                await self.recover_dead()
+                self._next_look_s = began_s + self._maintenance.look_again_s - _WATCH_S / 2  # a whole number of rounds
             self._watch_pace.took(began_s, self._loop.time())
         if not self._stopping:
             await self._maintenance.prune_if_due()

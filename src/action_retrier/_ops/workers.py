@@ -40,9 +40,8 @@ def list_workers(namespace: str) -> Op[Rows]:
 
 def list_owners(namespace: str) -> Op[set[str]]:
     """Return the ids of all that have a worker's row, or own a run or a callback."""
-    workers = yield Statement("select_workers", {"namespace": namespace})
-    owners = yield Statement("select_owners", {"namespace": namespace})
-    return {row["id"] for row in workers} | {row["id"] for row in owners}
+    owners = yield Statement("select_owners", {"namespace": namespace}, stands_alone=True)
+    return {row["id"] for row in owners}
 
 
 class Recovered(NamedTuple):
@@ -101,9 +100,9 @@ class Owned(NamedTuple):
 
 def owned_by(worker: str) -> Op[Owned]:
     """Return what a worker owns."""
-    runs = yield Statement("select_worker_runs", {"worker": worker})
-    callbacks = yield Statement("select_worker_callbacks", {"worker": worker})
-    return Owned({(row["id"], row["attempt"]) for row in runs}, {row["id"] for row in callbacks})
+    rows = yield Statement("select_owned", {"worker": worker}, stands_alone=True)
+    runs = {(row["id"], row["attempt"]) for row in rows if row["attempt"] is not None}
+    return Owned(runs, {row["id"] for row in rows if row["attempt"] is None})
 
 
 def give_back(worker: str, attempts: Collection[tuple[str, int]], rng: Random) -> Op[int]:

@@ -135,6 +135,14 @@ class Leases(Protocol):
     async def dead(self, workers: Iterable[str]) -> list[str]:
         """Return those of *workers* whose lease has ended, as far as this process may judge that."""
 
+    def look_again_s(self, *, alone: bool) -> float:
+        """
+        Return after how long deaths are to be looked for again, as far as that depends on how they are noticed.
+
+        Args:
+            alone: At the last look there was nobody who could have died.
+        """
+
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living, as far as can be told without asking."""
 

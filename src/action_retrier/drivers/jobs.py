@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from .._statements import Op, Statement
 from ..errors import DatabaseUnavailable
@@ -74,6 +75,16 @@ class LoopJob(Job):
         self.done: asyncio.Future[None] = self.loop.create_future()
 
 
+class OnLoop(Protocol):
+    """What is done on an event loop, and can be gone on with in a thread: user code may be blocking the loop."""
+
+    late_at_s: float
+    """When whoever waits for its turn need not wait any longer, by `time.monotonic`."""
+
+    def leave(self) -> None:
+        """Leave the rest to the thread, which is told what to do."""
+
+
 class Jobs(ABC):
     """
     A queue of jobs and the thread that does them.
@@ -89,6 +100,7 @@ class Jobs(ABC):
         self._stopping = False
         self._is_taken = False  # the turn to do jobs: by the thread, or by a caller in its place
         self._handed: Callable[[], None] | None = None  # what the thread is to do in the place of a caller
+        self._on_loop: OnLoop | None = None  # what an event loop has the turn for
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
@@ -230,7 +242,7 @@ class Jobs(ABC):
         """Wait for what is to be done next, and take the turn; None when all has been done for good."""
         with self._changed:
             while self._handed is None and (self._is_taken or not (self._queue or self._stopping)):
-                self._changed.wait()
+                self._changed.wait(self._take_from_loop())
             if self._handed is not None:
                 task, self._handed = self._handed, None
                 return task
@@ -238,6 +250,16 @@ class Jobs(ABC):
                 return None
             self._is_taken = True
             return partial(self._do, self._take())
+
+    def _take_from_loop(self) -> float | None:
+        """Take over what a loop is too late with, if somebody waits for it; else return for how long it still may."""
+        if self._on_loop is None or not (self._queue or self._stopping):
+            return None
+        left_s = self._on_loop.late_at_s - time.monotonic()
+        if left_s <= 0:
+            self._on_loop.leave()
+            return 0
+        return left_s
 
     def _take_turn(self) -> bool:
         """Have the caller do a job in the thread's place, if nobody is at it or waits. The turn has to be passed on."""

@@ -1,4 +1,4 @@
--- List who owns runs or callbacks, whether or not they have a worker's row.
+-- List the workers, and who owns runs or callbacks without having a worker's row.
 -- In:  namespace
 -- Out: id.
 -- Found by seeking from one owner to the next (a loose index scan): the cost is by the worker, not by the run. All
@@ -25,6 +25,8 @@ WITH RECURSIVE executing AS (
             ORDER BY r.callback_worker
             LIMIT 1) AS following
 )
-SELECT worker AS id FROM executing WHERE namespace = CAST(:namespace AS text)
+SELECT id FROM {schema}.workers WHERE namespace = CAST(:namespace AS text)
+ UNION
+SELECT worker FROM executing WHERE namespace = CAST(:namespace AS text)
  UNION
 SELECT callback_worker FROM calling WHERE namespace = CAST(:namespace AS text);

@@ -1,7 +1,9 @@
--- List who owns a run or a callback.
+-- List the workers, and who owns a run or a callback without having a worker's row.
 -- In:  namespace
--- Out: id, of workers whose row may be gone.
-SELECT worker AS id FROM action_retrier_runs
+-- Out: id.
+SELECT id FROM action_retrier_workers WHERE namespace = CAST(:namespace AS TEXT)
+ UNION
+SELECT worker FROM action_retrier_runs
  WHERE state = 'running' AND namespace = CAST(:namespace AS TEXT)
  UNION
 SELECT callback_worker FROM action_retrier_runs

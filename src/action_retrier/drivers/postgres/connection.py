@@ -32,6 +32,8 @@ _CONNECT_S = 5
 WAIT_FOR_LOCKS: Final = "SET LOCAL lock_timeout = '30s'"
 """For calls that may wait for a user's transaction, such as a second cancel of one run."""
 LOCKED_CALL_S: Final = 35.0
+ISOLATED: Final = "SET default_transaction_isolation = 'read committed'"
+"""For a session of ours whose statements commit themselves, whatever the role's default is."""
 _TCP_USER_TIMEOUT_MS = 4000
 C = TypeVar("C", UserConnection, AsyncUserConnection)
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]

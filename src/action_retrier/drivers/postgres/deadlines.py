@@ -7,32 +7,28 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import psycopg
 
 
-class Limit:
-    """One limit, from its making to its end, or that of the block that is entered with it."""
+class _Watch:
+    """One limit, from its making to the end of its block."""
 
-    __slots__ = ("_changed", "passed")
+    __slots__ = ("_changed", "connection")
 
-    def __init__(self, passed: Callable[[], None], changed: threading.Condition) -> None:
-        self.passed: Callable[[], None] | None = passed
+    def __init__(
+        self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", changed: threading.Condition
+    ) -> None:
+        self.connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None = connection
         self._changed = changed
-
-    def end(self) -> None:
-        """Limit nothing any more."""
-        with self._changed:  # not in the midst of cutting a connection: its descriptor may soon be another's
-            self.passed = None  # what it refers to must not be kept by whoever has forgotten it
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
+            self.connection = None  # it must not be kept open by whoever has forgotten it
 
 
 class Deadlines:
@@ -49,7 +45,7 @@ class Deadlines:
 
     def begin(self) -> None:
         """Watch nothing; also in a forked child, whose parent's connections are the parent's to cut."""
-        self._watches: list[tuple[float, int, Limit]] = []
+        self._watches: list[tuple[float, int, _Watch]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -58,29 +54,27 @@ class Deadlines:
         self, seconds: float, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]"
     ) -> contextlib.AbstractContextManager[None]:
         """Cut *connection* unless the block that is entered with this ends within *seconds*."""
-        return self.limit(seconds, partial(cut, connection))
-
-    def limit(self, seconds: float, passed: Callable[[], None]) -> Limit:
-        """Call *passed*, in a thread of its own and briefly, unless the limit is ended within *seconds*."""
         until_s = time.monotonic() + seconds
         with self._changed:
-            limit = Limit(passed, self._changed)
+            watch = _Watch(connection, self._changed)
             first = not self._watches or self._watches[0][0] > until_s
-            heapq.heappush(self._watches, (until_s, next(self._order), limit))
+            heapq.heappush(self._watches, (until_s, next(self._order), watch))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="action-retrier-deadlines", daemon=True)
                 self._thread.start()
             elif first:
                 self._changed.notify()
-        return limit
+        return watch
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._watches and (self._watches[0][2].passed is None or self._watches[0][0] <= time.monotonic()):
-                    _, _, limit = heapq.heappop(self._watches)
-                    if limit.passed is not None:
-                        limit.passed()
+                while self._watches and (
+                    self._watches[0][2].connection is None or self._watches[0][0] <= time.monotonic()
+                ):
+                    _, _, watch = heapq.heappop(self._watches)
+                    if watch.connection is not None:
+                        cut(watch.connection)
                 wait_s = self._watches[0][0] - time.monotonic() if self._watches else None
                 self._changed.wait(wait_s)
 

@@ -1,6 +1,7 @@
 """An operation whose statements commit themselves, sent and heard by the event loop of whoever waits for it."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,12 @@ from psycopg.pq.abc import PGresult
 from ..._statements import Op, Rows, Statement, drive
 from ..jobs import LoopJob
 from .connection import CALL_S, Connection
-from .deadlines import Limit, deadlines
+from .deadlines import deadlines
 from .reading import Reading
 from .wire import rows_of
 
 _LATE_S = 0.1
-"""An answer that the loop has not taken in by then is taken in by a thread: user code may be blocking the loop."""
+"""What the loop has not taken in by then is taken in by a thread, if anybody waits for the connection."""
 
 
 class Exchange:
@@ -52,54 +53,57 @@ class Exchange:
         self._ended = ended
         self._left = left
         self._lock = threading.Lock()
-        self._is_heard = False  # the answer has been taken in, or is the thread's to take in
+        self._is_open = False  # an answer is to be taken in, by the loop or by a thread
         self._result: PGresult | None = None
         self._error: BaseException | None = None
-        self._limit: Limit | None = None
+        self.late_at_s = time.monotonic() + _LATE_S
+        self._until_s = time.monotonic() + CALL_S
 
     def begin(self, first: Statement) -> None:
         """Send the first statement. Raises NotImplementedError where the loop cannot wait for a socket."""
         self._reading = Reading(self._job.loop, self._connection, self._take_in)
+        self._timer = self._job.loop.call_later(CALL_S, self.leave)
         self._go_on(first)
 
     def _go_on(self, statement: Statement) -> None:
-        self._is_heard = False
         try:
             self._send(statement)
-            is_unsent = self._connection.pgconn.flush()
+            is_sent = not self._connection.pgconn.flush()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that finishes it
             self._leave(error)
             return
-        if is_unsent:
-            self._leave()
-        else:
-            self._limit = deadlines.limit(_LATE_S, self._leave)
+        self._is_open = True  # only now: a thread must not wait for an answer while this one sends
+        if not is_sent:
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the rest to a thread, from any thread, unless the answer has been taken in."""
+        with self._lock:
+            if not self._is_open:
+                return
+            self._is_open = False
+        self._leave()
 
     def _leave(self, error: BaseException | None = None) -> None:
-        """Leave the rest to a thread, unless the answer has been heard."""
-        with self._lock:
-            if self._is_heard:
-                return
-            self._is_heard, self._error = True, error
+        self._error = error
         self._reading.end_from_elsewhere()
         self._left()
 
     def _take_in(self) -> None:
+        error: BaseException | None = None
         with self._lock:
-            if self._is_heard:
+            if not self._is_open:
                 return
             try:
-                self._is_heard = self._is_complete()
+                self._is_open = not self._is_complete()
             except psycopg.Error as problem:
-                error: BaseException | None = problem
-            else:
-                error = None
-        if error is not None:
-            self._leave(error)
-        elif self._is_heard:
-            assert self._limit is not None
-            self._limit.end()
+                self._is_open, error = False, problem
+            if self._is_open:
+                return
+        if error is None:
             self._continue()
+        else:
+            self._leave(error)
 
     def _is_complete(self) -> bool:
         """Take in what has come, and tell whether it is all of the answer."""
@@ -118,10 +122,10 @@ class Exchange:
             statement = self._op.send(self._rows())
         except StopIteration as stop:
             self._reading.end()
+            self._timer.cancel()
             self._job.result = stop.value
             self._ended()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that finishes it
-            self._is_heard = False
             self._leave(error)
         else:
             self._go_on(statement)
@@ -138,7 +142,7 @@ class Exchange:
         if self._error is not None:
             raise self._error
         pgconn = self._connection.pgconn
-        with deadlines.within(CALL_S, self._connection):
+        with deadlines.within(max(self._until_s - time.monotonic(), _LATE_S), self._connection):
             while (result := pgconn.get_result()) is not None:
                 self._result = result
         rows = self._rows()

@@ -21,6 +21,7 @@ MARGIN_US = 2_000_000
 """How long before that it considers the lease lost itself."""
 _LOOKS_APART_US = 1_000_000
 _CLOCKS_APART_US = 2_000_000  # an answer may have been on its way for a while
+_SUSPICIOUS_S, _CALM_S, _ALONE_S = 0.25, 0.5, 1.0
 _STEADY_US = 5_000_000  # within that, whoever lives has come back after an outage
 
 Read = Callable[[Callable[[], Op[Rows]]], Awaitable[Rows]]
@@ -76,8 +77,8 @@ class PostgresLeases:
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it
-        with self._line.connection() as connection, connection.transaction():
-            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
+        statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
+        with self._line.connection() as connection, self._line.committing(connection):
             rows = execute(connection, statement, self._target.schema, None)
         if not rows:
             return False
@@ -160,6 +161,17 @@ class PostgresLeases:
         if row["silent_for"] >= 0 and not self._server_clock.was_set(now):
             return bool(row["silent_for"] > LEASE_US)
         return unchanged_for >= LEASE_US and not 0 <= row["silent_for"] <= LEASE_US
+
+    def look_again_s(self, *, alone: bool) -> float:
+        """
+        Return after how long to look again.
+
+        It takes two looks to tell a death, at least a second apart. So the first may come late, and the next follow
+        closely; where there is nobody else, whoever comes has to be seen once before he can die.
+        """
+        if self._free_since:
+            return _SUSPICIOUS_S
+        return _ALONE_S if alone else _CALM_S
 
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living: whose lease has not ended."""

@@ -14,7 +14,7 @@ import psycopg
 from ..._clock import boot_time_us
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from .connection import CALL_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, channel, connect, translated
+from .connection import CALL_S, ISOLATED, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, channel, connect, tell, translated
 from .deadlines import deadlines
 from .reading import Reading
 from .urls import Target
@@ -178,12 +178,18 @@ class Line:
                 self._drop()
                 raise
 
+    def committing(self, connection: psycopg.Connection[Any]) -> contextlib.AbstractContextManager[object]:
+        """Return what to enter around a statement that writes: on a session of ours it commits itself."""
+        return contextlib.nullcontext() if self.is_direct else connection.transaction()
+
     def _open(self) -> psycopg.Connection[Any]:
         connection = connect(self._target)
         connection.add_notify_handler(lambda _: self._heard())  # what comes with the answer to something else
         self._held.clear()
         try:
             with translated(self._target), deadlines.within(CALL_S, connection):
+                if self.is_direct:
+                    tell(connection, ISOLATED)
                 for key in self._locks:
                     self._take(connection, key)
                 if self.is_listening:

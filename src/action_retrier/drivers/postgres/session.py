@@ -18,6 +18,7 @@ from ..jobs import Job, Jobs, LoopJob, deliver
 from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
 from .connection import (
     CALL_S,
+    ISOLATED,
     LONGEST_PAUSE_S,
     SHORTEST_PAUSE_S,
     Connection,
@@ -37,7 +38,6 @@ _TOLD_EACH_S = 30.0
 """How often the log says that an outage lasts: its first line and its last are what matters."""
 # Planning a claim anew took the server three quarters of its time. The plans do not depend on the values: each
 # statement names the index that it walks by its conditions, however the rows are distributed.
-_SETTINGS = "SET default_transaction_isolation = 'read committed'"
 # They must not depend on how large a table was when they were made, either: a claim that reads all of it, which is
 # right for a young one, goes on doing so until somebody analyzes the table. Nor is anything worth to be compiled.
 _PLANNING = (
@@ -110,6 +110,7 @@ class Session(Jobs):
             send_prepared(connection, statement, self._target.schema, now_us)
 
         def ended() -> None:
+            self._on_loop = None
             self._pass_turn()
             self._note_success()
             self._committed()
@@ -117,14 +118,17 @@ class Session(Jobs):
                 job.done.set_result(None)
 
         def left() -> None:
+            self._on_loop = None
             self._leave_to_thread(partial(self._do, [job], partial(self._finish, exchange)))
 
         exchange = Exchange(job, op, connection, send, ended=ended, left=left)
         job.began = True
-        job.opened = None
+        self._on_loop = exchange
         try:
             exchange.begin(first)
+            job.opened = None
         except NotImplementedError:  # a loop of Windows
+            self._on_loop = None
             self._leave_to_thread(partial(self._do, [job]))
 
     def _finish(self, exchange: Exchange, jobs: list[Job]) -> list[Job]:
@@ -241,9 +245,9 @@ class Session(Jobs):
             if self._target.direct:  # elsewhere nothing is prepared
                 with deadlines.within(CALL_S, self._connection):
                     try:
-                        tell(self._connection, f"{_SETTINGS}; {_PLANNING}")
+                        tell(self._connection, f"{ISOLATED}; {_PLANNING}")
                     except psycopg.errors.UndefinedObject:  # something like PostgreSQL, which knows no such setting
-                        tell(self._connection, _SETTINGS)
+                        tell(self._connection, ISOLATED)
         return self._connection
 
     def _begin(self, connection: Connection) -> Mark | None:

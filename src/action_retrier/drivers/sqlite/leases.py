@@ -91,6 +91,10 @@ class SqliteLeases:
         """
         return [worker for worker in workers if self._is_dead(worker)]
 
+    def look_again_s(self, *, alone: bool) -> float:  # noqa: ARG002 - one look tells a death
+        """Return after how long to look again: at the next occasion."""
+        return 0.0
+
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living."""
         return [row for row in workers if not self._is_dead(row["id"])]
