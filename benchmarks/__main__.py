@@ -105,6 +105,10 @@ def _measure(chosen: list[Measurement], results: Results, given: argparse.Namesp
     places = Places(given.directory)
     bench = Bench(places, settings, lambda family, one: _known_rate(results, family, one))
     failed = []
+
+    def is_known(one: Measurement) -> bool:
+        return is_kept(results.entries.get(one.name), digest)
+
     with contextlib.closing(places):
         about = {
             "source": digest,
@@ -113,17 +117,18 @@ def _measure(chosen: list[Measurement], results: Results, given: argparse.Namesp
             "machine": machine.facts(places, needs_postgres=any(_needs_postgres(one) for one in chosen)),
             "settings": vars(settings),
         }
-        began, durations = time.monotonic(), []
+        began = time.monotonic()
+        durations = _Durations(results, given.quick)
         for number, one in enumerate(chosen, 1):
             before = results.entries.get(one.name)
             prefix = f"[{number}/{len(chosen)}] {one.name}: "
-            if not given.again and is_kept(before, digest):
+            if not given.again and is_known(one):
                 assert before is not None
                 print(f"{prefix}kept from {before['measured_at']} (--again repeats it): {in_short(before)}")
                 continue
             entry = run(one, bench, results, about, lambda line, prefix=prefix: _progress(prefix + line))
-            durations.append(entry["seconds"])
-            to_go = (len(chosen) - number) * sum(durations) / len(durations)
+            durations.taken[one.family.name] = entry["seconds"]
+            to_go = sum(durations.expected(other) for other in chosen[number:] if given.again or not is_known(other))
             passed = time.monotonic() - began
             _progress("")
             print(
@@ -132,6 +137,20 @@ def _measure(chosen: list[Measurement], results: Results, given: argparse.Namesp
             if entry["failed"]:
                 failed.append(f"{one.name}: {entry['failed']}")
     return failed
+
+
+class _Durations:
+    """How long measurements will take, as far as can be told."""
+
+    def __init__(self, results: Results, is_quick: bool) -> None:  # noqa: FBT001
+        self._before = {name: one["seconds"] for name, one in results.entries.items() if one["quick"] == is_quick}
+        self.taken: dict[str, float] = {}
+
+    def expected(self, one: Measurement) -> float:
+        """Return seconds: as last time, else as the last of its family, else as the mean of all so far."""
+        if one.name in self._before:
+            return float(self._before[one.name])
+        return self.taken.get(one.family.name, sum(self.taken.values()) / len(self.taken))
 
 
 def _known_rate(results: Results, family: str, one: Contender) -> float | None:

@@ -33,7 +33,7 @@ def draw(entries: Mapping[str, Entry], folder: Path) -> dict[str, Path]:
         for family in ("drain", "start", "many", "retry"):
             chosen = _of(usable, family, database)
             if chosen:
-                figures[f"{family}-{database}"] = _bars(chosen, chosen[0]["unit"])
+                figures[f"{family}-{database}"] = _rates(chosen, chosen[0]["unit"])
         if chosen := _of(usable, "latency", database):
             figures[f"latency-{database}"] = _latencies(chosen)
         if chosen := _of(usable, "held", database):
@@ -68,18 +68,23 @@ def _color(side: str) -> str:
     return OURS if side.startswith("ours") else THEIRS
 
 
-def _bars(entries: list[Entry], unit: str) -> Figure:
+def _write(axes: Any, text: str, right_of: float, row: int) -> None:
+    axes.annotate(text, (right_of, row), xytext=(8, 0), textcoords="offset points", va="center")
+
+
+def _rates(entries: list[Entry], unit: str) -> Figure:
     sides = sorted(_sides(entries).items(), key=lambda item: statistics.median(item[1]))
     figure, axes = _axes(len(sides))
     for row, (side, values) in enumerate(sides):
         middle = statistics.median(values)
-        axes.barh(row, middle, color=_color(side), height=0.7)
-        axes.plot([min(values), max(values)], [row, row], color="black", linewidth=1)
-        axes.annotate(f" {middle:,.0f}", (max(values), row), va="center")
+        axes.plot([min(values), max(values)], [row, row], color=_color(side), linewidth=2)
+        axes.plot(middle, row, marker="o", color=_color(side), markersize=7)
+        _write(axes, f"{middle:,.0f}", max(values), row)
     axes.set_xscale("log")
     axes.set_yticks(range(len(sides)), [side for side, _ in sides])
     axes.set_xlabel(f"{unit}: median, least to most; a logarithmic scale")
-    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+    axes.margins(x=0.15)
     return figure
 
 
@@ -96,10 +101,11 @@ def _latencies(entries: list[Entry]) -> Figure:
         axes.plot(points, [row] * 3, color=_color(side), linewidth=2)
         for point, marker in zip(points, "o|x", strict=True):
             axes.plot(point, row, marker=marker, color=_color(side), markersize=7)
-        axes.annotate(f"   {points[0]:.1f} / {points[1]:.1f} / {points[2]:.1f}", (points[2], row), va="center")
+        _write(axes, f"{points[0]:.1f} / {points[1]:.1f} / {points[2]:.1f}", points[2], row)
     axes.set_xscale("log")
     axes.set_yticks(range(len(sides)), [side for side, _ in sides])
     axes.set_xlabel("ms: p50 (o), p95 (|), p99 (x); a logarithmic scale")
+    axes.grid(axis="x", alpha=0.3)
     axes.margins(x=0.25)
     return figure
 

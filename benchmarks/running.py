@@ -1,10 +1,15 @@
 """Take a measurement: its sides in turns, saved after each pair, so that whatever stops it loses nothing."""
 
 import contextlib
+import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+
+import psutil
+import psycopg
 
 from benchmarks.catalogue import Measurement
 from benchmarks.environments import UnavailableError
@@ -14,6 +19,15 @@ from benchmarks.results import Entry, Results
 from benchmarks.sides import FailedError
 
 Say = Callable[[str], None]
+FAILURES = (
+    FailedError,
+    UnavailableError,
+    OSError,
+    subprocess.SubprocessError,
+    psycopg.Error,
+    sqlite3.Error,
+    psutil.Error,
+)
 
 
 def run(measurement: Measurement, bench: Bench, results: Results, about: dict[str, Any], say: Say) -> Entry:
@@ -62,8 +76,8 @@ def run(measurement: Measurement, bench: Bench, results: Results, about: dict[st
                 say(in_short(entry))
                 if entry["complete"]:
                     return entry
-    except (FailedError, UnavailableError) as error:
-        entry["failed"] = str(error)
+    except FAILURES as error:  # of one: the others are measured all the same
+        entry["failed"] = " ".join(str(error).split()) or type(error).__name__
         for which in ("ours", "theirs"):
             if entry[which] and not entry[which]["samples"]:
                 entry[which] = None
@@ -109,7 +123,7 @@ def in_short(entry: Entry) -> str:
             figures[which] = [value for value in values if value is not None]
     parts = []
     for which, values in figures.items():
-        found = f"{spread(values).median:,.4g} {entry['unit']}" if values else "never"
+        found = f"{spread(values).median:,.4g} {entry['unit']}" if values else "not in time"
         parts.append(f"{entry[which]['label']} {found}")
     with contextlib.suppress(KeyError, AssertionError):
         parts.append(f"ratio {spread(ratios(figures['ours'], figures['theirs']))}")

@@ -28,7 +28,7 @@ def bench(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
 def test_ours_and_the_floor_are_measured_on_sqlite_and_what_is_known_is_kept(bench):
-    names = ["drain/sqlite/floor", "start/sqlite/floor-sync", "in-transaction/sqlite/sync", "memory/sqlite/ours"]
+    names = ["drain/sqlite/floor", "in-transaction/sqlite/sync"]
     chosen = [part for name in names for part in ("--only", name)]
 
     _, found = bench(*chosen, "--pairs", "1")

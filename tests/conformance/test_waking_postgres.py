@@ -18,7 +18,7 @@ from action_retrier.drivers.postgres.connection import channel
 from action_retrier.drivers.postgres.line import Line
 from action_retrier.errors import DatabaseUnavailable
 
-from ..stores import LIMIT_S, NAMESPACE, PostgresSystem, Store, until
+from ..stores import LIMIT_S, NAMESPACE, PostgresSystem, Store, in_thread, until
 
 
 class Sleeper:
@@ -97,6 +97,56 @@ def test_a_start_of_another_process_wakes_who_sleeps(store: Store, sleeper: Slee
 
     assert sleeper.is_woken()
     assert sleeper.subscription.was_told
+
+
+def test_a_loop_hears_by_itself(store: Store, other: Database) -> None:
+    """To be woken by a thread would take longer than the rest."""
+    callers = []
+    worker = store.worker("charge").id
+
+    async def sleep() -> None:
+        woken = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            callers.append(threading.current_thread())
+            loop.call_soon_threadsafe(woken.set)
+
+        subscription = store.database.changes.subscribe(wake)
+        subscription.active = True
+        await subscription.tune(worker, busy=False)
+        await asyncio.sleep(0)
+        callers.clear()  # of its own commits
+        woken.clear()
+        ended = in_thread(start, store, other)
+        async with asyncio.timeout(LIMIT_S):
+            await woken.wait()
+        ended.result(LIMIT_S)
+        subscription.close()
+
+    asyncio.run(sleep())
+    assert callers == [threading.current_thread()]
+
+
+def test_a_line_that_breaks_is_opened_anew_while_the_loop_that_hears_on_it_is_blocked(store: Store) -> None:
+    """Its advisory lock is what tells the others that this worker lives."""
+    line = store.database.changes.line  # type: ignore[attr-defined]
+    loop = asyncio.new_event_loop()
+    subscription = store.database.changes.subscribe(lambda: None)
+    loop.run_until_complete(subscription.tune(store.worker("charge").id, busy=False))
+    broken = line._connection
+    assert line._reading is not None
+
+    with store.system.connect(autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s)", [broken.info.backend_pid])
+
+    until(lambda: line._connection is not broken and line._connection is not None and not line._connection.closed)
+    loop.run_until_complete(subscription.tune(store.worker("charge").id, busy=False))
+    assert line._reading is not None
+    assert line._reading.connection is line._connection
+    subscription.close()
+    store.database.close()
+    loop.close()
 
 
 def test_a_commit_here_wakes_and_is_not_taken_for_a_start(store: Store, sleeper: Sleeper) -> None:
