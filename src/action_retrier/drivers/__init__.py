@@ -186,6 +186,8 @@ class Database(Protocol):
         """As given, with the password masked."""
 
     mutation_colours: frozenset[Colour]
+    is_airtight: bool
+    """Whether no user code can end a transaction that it is lent, by whatever way: elsewhere some are noticed after."""
     """Which colours of mutations it can serve."""
 
     @property
