@@ -253,4 +253,4 @@ def on_server(server: Any, process: Process, read: Any) -> Any:
 
     module.boot_time_us = process.monotonic_us
     module.execute = execute
-    return module.PostgresLeases(SimpleNamespace(schema=""), line, read)
+    return module.PostgresLeases(SimpleNamespace(schema="", direct=True), line, read)
