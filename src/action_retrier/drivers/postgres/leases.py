@@ -93,7 +93,7 @@ class PostgresLeases:
         return True  # the row is still there: nobody has recovered anything
 
     def _block(self, connection: psycopg.Connection[Any]) -> contextlib.AbstractContextManager[object]:
-        """Return nothing where a statement may commit itself: not behind a pooler, where the role's isolation counts."""
+        """Return nothing where a statement may commit itself: behind a pooler the role's isolation counts."""
         return contextlib.nullcontext() if self._target.direct else connection.transaction()
 
     def is_fresh(self, worker: str) -> bool:
