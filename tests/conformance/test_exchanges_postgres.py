@@ -1,6 +1,9 @@
 """Who sends what commits itself, and takes in the answer: whoever asks, unless something is in the way."""
 
 import asyncio
+import itertools
+import linecache
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,3 +184,42 @@ def test_a_closed_database_takes_nothing_more(store: Store, loop: asyncio.Abstra
         writer.run_sync(starting(store), None)
     with pytest.raises(DatabaseUnavailable):
         loop.run_until_complete(writer.run(starting(store), None))
+
+
+class Signal(BaseException):
+    """What a signal's handler raises."""
+
+
+def test_a_signal_may_interrupt_a_call_at_any_moment(store: Store) -> None:
+    """Whoever calls next finds nobody at it; what was begun is there once or not at all, and nothing of it half."""
+    store.database.write_sync(starting(store))
+    for moment in itertools.count(1):
+        left = moment
+
+        def trace(frame: Any, event: str, argument: object) -> Any:
+            del argument
+            nonlocal left
+            if not frame.f_code.co_filename.endswith(("jobs.py", "session.py")):
+                return None
+            # Between the end of a block and its __exit__ no signal's handler is called.
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if event == "line" and not line.lstrip().startswith("with "):
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    raise Signal
+            return trace
+
+        make = starting(store)
+        sys.settrace(trace)
+        try:
+            store.database.write_sync(make)
+            break  # there are no more moments
+        except Signal:
+            pass
+        finally:
+            sys.settrace(None)
+        assert in_thread(store.database.write_sync, starting(store)).result(LIMIT_S), moment
+
+    assert moment > 30
+    assert len(ids(store)) > moment

@@ -10,6 +10,7 @@ import pytest
 
 from action_retrier._ops.control import load_status
 from action_retrier._ops.starts import start_runs
+from action_retrier._statements import Op, Statement
 from action_retrier.drivers.postgres.connection import explain
 from action_retrier.errors import DatabaseUnavailable, InvalidContext, RunNotFound
 from action_retrier.results import InProgress
@@ -46,6 +47,71 @@ def test_a_connection_that_is_busy_with_a_call_of_ours_is_waited_for(
     second.run_sync(start_runs(NAMESPACE, [start]))
     connection.commit()
     assert store.status(start.id) == InProgress()
+
+
+@pytest.mark.parametrize("discard", ["DISCARD ALL", "DEALLOCATE ALL"])
+def test_what_was_prepared_on_a_users_connection_may_be_discarded(
+    store: Store, connection: psycopg.Connection[Any], discard: str
+) -> None:
+    """A pool that resets its connections does: neither is the transaction lost, nor what was started."""
+    started = []
+
+    def start() -> None:
+        one = store.starting()
+        executor: Any = store.database.executor(connection, writes=True)
+        started.extend(executor.run_sync(start_runs(NAMESPACE, [one])))
+
+    for _ in range(3):
+        connection.execute("SELECT 1", prepare=False)  # the transaction has begun
+        for _ in range(7):  # prepared from the sixth on
+            start()
+        connection.commit()
+        connection.autocommit = True
+        connection.execute(discard.encode(), prepare=False)
+        connection.autocommit = False
+
+    assert {row["id"] for row in store.system.table("runs")} == set(started)
+
+
+def test_a_start_that_fails_leaves_a_users_transaction_as_it_was(
+    store: Store, connection: psycopg.Connection[Any]
+) -> None:
+    """Prepared or not, with what was sent together half done."""
+    connection.prepare_threshold = 0
+    one = store.starting()
+    executor: Any = store.database.executor(connection, writes=True)
+    connection.execute("SELECT 1")
+    for _ in range(2):
+        executor.run_sync(start_runs(NAMESPACE, [store.starting()]))
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+        executor.run_sync(_broken())
+
+    assert executor.run_sync(start_runs(NAMESPACE, [one])) == [one.id]
+    connection.commit()
+    assert store.status(one.id) == InProgress()
+
+
+def _broken() -> Op[None]:
+    yield Statement("insert_runs", {"namespace": NAMESPACE, "runs": "[{]"}, is_last=True)
+
+
+def test_a_notification_that_comes_with_the_answer_is_the_users(
+    store: Store, connection: psycopg.Connection[Any]
+) -> None:
+    """Whoever listens on the connection hears what came while we used it."""
+    heard = []
+    connection.add_notify_handler(lambda note: heard.append(note.payload))
+    connection.execute("LISTEN theirs")
+    connection.commit()
+    with store.system.connect(autocommit=True) as other:
+        other.execute("NOTIFY theirs, 'one'")
+    executor: Any = store.database.executor(connection, writes=True)
+    for _ in range(2):  # what has come during a transaction is told when it has ended
+        connection.execute("SELECT 1")
+        executor.run_sync(start_runs(NAMESPACE, [store.starting()]))
+        connection.commit()
+
+    assert heard == ["one"]
 
 
 def test_what_is_no_connection_of_asyncpgs_is_no_handle(store: Store) -> None:

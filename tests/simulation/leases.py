@@ -188,6 +188,9 @@ class Line:
     def holds(self, key: int) -> bool:
         return self._session is not None and self._server.sessions.holder.get(key) is self._session
 
+    def committing(self, _: "Line") -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def connection(self) -> Iterator["Line"]:
         process = self._process
@@ -253,4 +256,4 @@ def on_server(server: Any, process: Process, read: Any) -> Any:
 
     module.boot_time_us = process.monotonic_us
     module.execute = execute
-    return module.PostgresLeases(SimpleNamespace(schema=""), line, read)
+    return module.PostgresLeases(SimpleNamespace(schema="", direct=True), line, read)

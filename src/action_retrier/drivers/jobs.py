@@ -98,7 +98,7 @@ class Jobs(ABC):
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._is_taken = False  # the turn to do jobs: by the thread, or by a caller in its place
+        self._turn: object | None = None  # whose it is to do jobs: the thread's (self), or that of a caller (a job)
         self._handed: Callable[[], None] | None = None  # what the thread is to do in the place of a caller
         self._on_loop: OnLoop | None = None  # what an event loop has the turn for
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -116,17 +116,16 @@ class Jobs(ABC):
     def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
         """Run an operation; in the caller's thread if nobody is at it, since each change of threads costs as much."""
         job = ThreadJob(make)
-        if not self._is_ready or not self._take_turn():
-            return self.wait_sync(job, patience_s)
         try:
-            try:
+            if self._is_ready and self._take_turn(job):
                 self._do_here(job)
-            except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
+                self._pass_turn(job)
+            else:
+                self._put(job)
+        except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
+            if self._turn is job:
                 self._break_off()
-                raise
-            finally:
-                self._pass_turn()
-        except BaseException:
+                self._pass_turn(job)
             self._withdraw(job)
             raise
         return self._outcome_of(job, patience_s)  # it is queued, perhaps: it has failed, or would have had to wait
@@ -236,19 +235,19 @@ class Jobs(ABC):
     def _serve(self) -> None:
         while (task := self._next()) is not None:
             task()
-            self._pass_turn()
+            self._pass_turn(self)
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for what is to be done next, and take the turn; None when all has been done for good."""
         with self._changed:
-            while self._handed is None and (self._is_taken or not (self._queue or self._stopping)):
+            while self._handed is None and (self._turn or not (self._queue or self._stopping)):
                 self._changed.wait(self._take_from_loop())
             if self._handed is not None:
                 task, self._handed = self._handed, None
                 return task
             if not self._queue:
                 return None
-            self._is_taken = True
+            self._turn = self
             return partial(self._do, self._take())
 
     def _take_from_loop(self) -> float | None:
@@ -261,24 +260,26 @@ class Jobs(ABC):
             return 0
         return left_s
 
-    def _take_turn(self) -> bool:
+    def _take_turn(self, job: Job) -> bool:
         """Have the caller do a job in the thread's place, if nobody is at it or waits. The turn has to be passed on."""
         with self._changed:
-            if self._is_taken or self._queue or self._stopping:
+            if self._turn or self._queue or self._stopping:
                 return False
-            self._is_taken = True
+            self._turn = job
             return True
 
     def _leave_to_thread(self, task: Callable[[], None]) -> None:
         """Have the thread do *task*, and pass the turn on, in the place of whoever has it."""
         with self._changed:
-            self._handed = task
+            self._handed, self._turn = task, self
             self._changed.notify()
 
-    def _pass_turn(self) -> None:
-        """Let the thread do what has been queued meanwhile."""
+    def _pass_turn(self, whose: object) -> None:
+        """Let the thread do what has been queued meanwhile, if it is still *whose* turn."""
         with self._changed:
-            self._is_taken = False
+            if self._turn is not whose:
+                return
+            self._turn = None
             if self._queue or self._stopping:
                 self._changed.notify()
 

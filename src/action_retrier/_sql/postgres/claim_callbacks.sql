@@ -28,6 +28,5 @@ WITH clock AS MATERIALIZED (
 )
 UPDATE {schema}.runs AS r
    SET callback_tries = r.callback_tries + 1, callback_worker = CAST(:worker AS text)
-  FROM chosen
- WHERE r.id = chosen.id
+ WHERE r.id = ANY (ARRAY(SELECT id FROM chosen))
 RETURNING r.id, r.on_complete, r.state, r.result, r.error_type, r.error, r.context, r.callback_tries, r.callback_losses;

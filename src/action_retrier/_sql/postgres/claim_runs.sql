@@ -7,6 +7,7 @@
 -- One seek a lane: neither a million runs scheduled for later nor as many of an unknown action are looked at.
 -- While somebody's transaction stays open, rows that were claimed long ago leave their entries in the index, and each
 -- seek would walk over all of them: hence since.
+-- By an array, and not by a join: a plan that is kept cannot read the whole table then, however young that was.
 -- MATERIALIZED, or the planner may run the choice again for each row, and ignore its LIMIT.
 WITH clock AS MATERIALIZED (
     SELECT coalesce(CAST(:now AS bigint), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)) AS now
@@ -47,7 +48,7 @@ WITH clock AS MATERIALIZED (
 UPDATE {schema}.runs AS r
    SET state = 'running', attempt = r.attempt + 1, worker = CAST(:worker AS text), started_at = clock.now,
        first_started_at = coalesce(r.first_started_at, clock.now), progress = NULL, progress_message = NULL
-  FROM chosen, clock
- WHERE r.id = chosen.id
+  FROM clock
+ WHERE r.id = ANY (ARRAY(SELECT id FROM chosen))
 RETURNING r.id, r.queue, r.action, r.attempt, r.failures, r.losses, r.on_complete, r.options, r.args, r.context, r.due_at, r.priority,
           r.deadline_at - clock.now AS deadline_in;

@@ -23,7 +23,7 @@ WITH clock AS MATERIALIZED (
 UPDATE {schema}.runs AS r
    SET state = 'running', attempt = r.attempt + 1, worker = CAST(:worker AS text), started_at = clock.now,
        first_started_at = coalesce(r.first_started_at, clock.now), progress = NULL, progress_message = NULL
-  FROM chosen, clock
- WHERE r.id = chosen.id
+  FROM clock
+ WHERE r.id = ANY (ARRAY(SELECT id FROM chosen))
 RETURNING r.id, r.queue, r.action, r.attempt, r.failures, r.losses, r.on_complete, r.options, r.args, r.context, r.due_at, r.priority,
           r.deadline_at - clock.now AS deadline_in;

@@ -5,7 +5,7 @@
 WITH chosen AS MATERIALIZED (
     SELECT r.id, r.state, r.callback_state
       FROM {schema}.runs AS r
-     WHERE r.id IN (SELECT value FROM json_array_elements_text(CAST(:ids AS json)))
+     WHERE r.id = ANY (ARRAY(SELECT value FROM json_array_elements_text(CAST(:ids AS json))))
        AND r.namespace = CAST(:namespace AS text)
      ORDER BY r.id
        FOR UPDATE

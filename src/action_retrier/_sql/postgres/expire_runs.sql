@@ -21,6 +21,6 @@ UPDATE {schema}.runs AS r
        callback_due_at = CASE r.on_complete WHEN '' THEN NULL ELSE clock.now END,
        callback_tries = 0, callback_losses = 0, callback_error = NULL,
        callback_traceback = NULL
-  FROM late, clock
- WHERE r.id = late.id
+  FROM clock
+ WHERE r.id = ANY (ARRAY(SELECT id FROM late))
 RETURNING r.id;

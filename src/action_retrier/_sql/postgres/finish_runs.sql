@@ -16,7 +16,7 @@ WITH clock AS MATERIALIZED (
            callback text, callback_tries bigint, callback_delay bigint, callback_error text, callback_traceback text, callback_losses bigint,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT one.id, moves.attempt
+    SELECT moves.*
       FROM moves
      CROSS JOIN LATERAL (
            SELECT r.id FROM {schema}.runs AS r
@@ -24,25 +24,23 @@ WITH clock AS MATERIALIZED (
               FOR UPDATE SKIP LOCKED) AS one
 ), written AS (
     UPDATE {schema}.runs AS r
-       SET state = moves.state,
+       SET state = locked.state,
            completed_at = clock.now,
-           failures = moves.failures,
+           failures = locked.failures,
            losses = 0,
-           result = moves.result,
-           error_type = moves.error_type,
-           error = moves.error,
-           callback_state = moves.callback,
-           callback_tries = coalesce(moves.callback_tries, 0),
-           callback_losses = coalesce(moves.callback_losses, 0),
-           callback_due_at = CASE WHEN moves.callback = 'pending' THEN clock.now + coalesce(moves.callback_delay, 0) END,
-           callback_error = moves.callback_error,
-           callback_traceback = moves.callback_traceback,
+           result = locked.result,
+           error_type = locked.error_type,
+           error = locked.error,
+           callback_state = locked.callback,
+           callback_tries = coalesce(locked.callback_tries, 0),
+           callback_losses = coalesce(locked.callback_losses, 0),
+           callback_due_at = CASE WHEN locked.callback = 'pending' THEN clock.now + coalesce(locked.callback_delay, 0) END,
+           callback_error = locked.callback_error,
+           callback_traceback = locked.callback_traceback,
            callback_worker = NULL,
-           progress = coalesce(moves.progress, r.progress),
-           progress_message = coalesce(moves.progress_message, r.progress_message)
-      FROM locked
-      JOIN moves ON moves.id = locked.id AND moves.attempt = locked.attempt
-     CROSS JOIN clock
+           progress = coalesce(locked.progress, r.progress),
+           progress_message = coalesce(locked.progress_message, r.progress_message)
+      FROM locked, clock
      WHERE r.id = locked.id
     RETURNING r.id, r.attempt
 )

@@ -12,7 +12,7 @@ WITH clock AS MATERIALIZED (
            id text, attempt bigint, delay bigint, failures bigint, losses bigint, error_type text, error text,
            progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT one.id, moves.attempt
+    SELECT moves.*
       FROM moves
      CROSS JOIN LATERAL (
            SELECT r.id FROM {schema}.runs AS r
@@ -22,16 +22,14 @@ WITH clock AS MATERIALIZED (
     UPDATE {schema}.runs AS r
        SET state = 'pending',
            worker = NULL,
-           due_at = CASE moves.delay WHEN 0 THEN r.due_at ELSE clock.now + moves.delay END,
-           failures = moves.failures,
-           losses = moves.losses,
-           error_type = coalesce(moves.error_type, r.error_type),
-           error = coalesce(moves.error, r.error),
-           progress = coalesce(moves.progress, r.progress),
-           progress_message = coalesce(moves.progress_message, r.progress_message)
-      FROM locked
-      JOIN moves ON moves.id = locked.id AND moves.attempt = locked.attempt
-     CROSS JOIN clock
+           due_at = CASE locked.delay WHEN 0 THEN r.due_at ELSE clock.now + locked.delay END,
+           failures = locked.failures,
+           losses = locked.losses,
+           error_type = coalesce(locked.error_type, r.error_type),
+           error = coalesce(locked.error, r.error),
+           progress = coalesce(locked.progress, r.progress),
+           progress_message = coalesce(locked.progress_message, r.progress_message)
+      FROM locked, clock
      WHERE r.id = locked.id
     RETURNING r.id, r.attempt
 )

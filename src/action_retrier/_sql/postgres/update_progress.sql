@@ -8,7 +8,7 @@ WITH reports AS MATERIALIZED (
       FROM json_to_recordset(CAST(:reports AS json)) AS one (
            id text, attempt bigint, progress double precision, progress_message text)
 ), locked AS MATERIALIZED (
-    SELECT one.id
+    SELECT reports.*
       FROM reports
      CROSS JOIN LATERAL (
            SELECT r.id FROM {schema}.runs AS r
@@ -16,7 +16,6 @@ WITH reports AS MATERIALIZED (
               FOR UPDATE SKIP LOCKED) AS one
 )
 UPDATE {schema}.runs AS r
-   SET progress = reports.progress, progress_message = reports.progress_message
+   SET progress = locked.progress, progress_message = locked.progress_message
   FROM locked
-  JOIN reports ON reports.id = locked.id
  WHERE r.id = locked.id;

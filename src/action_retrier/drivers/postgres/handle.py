@@ -16,6 +16,7 @@ from .. import Colour
 from ..handle import Control, Handle, libraries
 from .connection import AnyConnection, AsyncCursor, Cursor, given, query, translated
 from .deadlines import cut
+from .together import Batch
 from .urls import Target
 
 _known: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
@@ -204,28 +205,35 @@ class PsycopgHandle(PostgresHandle):
     def execute_together(self, statements: Sequence[Statement]) -> Rows:
         """Run statements in one exchange: a savepoint costs no wait for the server of its own."""
         assert isinstance(self._connection, psycopg.Connection)
-        if len(statements) <= 1 or not psycopg.Pipeline.is_supported():
+        if not self._can_send_together(statements):
             return super().execute_together(statements)
-        cursors = []
-        with self._connection.pipeline():
-            for statement in statements:
-                cursor = Cursor(self._connection, row_factory=dict_row)
-                cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
-                cursors.append(cursor)
-        return [row for cursor in cursors if cursor.description is not None for row in cursor.fetchall()]
+        batch = self._batch(statements)
+        with self._connection.lock:
+            try:
+                return batch.rows_of(self._connection.wait(batch.exchange()))
+            except psycopg.errors.InvalidSqlStatementName:
+                again = batch.after_discarding()
+                return again.rows_of(self._connection.wait(again.exchange()))
 
     async def execute_together_async(self, statements: Sequence[Statement]) -> Rows:
         """Run statements in one exchange: a savepoint costs no wait for the server of its own."""
         assert isinstance(self._connection, psycopg.AsyncConnection)
-        if len(statements) <= 1 or not psycopg.AsyncPipeline.is_supported():
+        if not self._can_send_together(statements):
             return await super().execute_together_async(statements)
-        cursors = []
-        async with self._connection.pipeline():
-            for statement in statements:
-                cursor = AsyncCursor(self._connection, row_factory=dict_row)
-                await cursor.execute(*self._sent(statement), prepare=self._prepares(statement))
-                cursors.append(cursor)
-        return [row for cursor in cursors if cursor.description is not None for row in await cursor.fetchall()]
+        batch = self._batch(statements)
+        async with self._connection.lock:
+            try:
+                return batch.rows_of(await self._connection.wait(batch.exchange()))
+            except psycopg.errors.InvalidSqlStatementName:
+                again = batch.after_discarding()
+                return again.rows_of(await self._connection.wait(again.exchange()))
+
+    def _can_send_together(self, statements: Sequence[Statement]) -> bool:
+        """Tell whether it is possible, and worth it; what begins a transaction is left to psycopg."""
+        return len(statements) > 1 and self.in_transaction and psycopg.Pipeline.is_supported()
+
+    def _batch(self, statements: Sequence[Statement]) -> Batch:
+        return Batch(self._connection, statements, self._target.schema, self._now_us())
 
     def _sent(self, statement: Statement) -> tuple[bytes, dict[str, Any] | None]:
         if isinstance(statement, Control):

@@ -5,9 +5,12 @@ The lock tells a death as soon as the server notices that the session has ended;
 all else, and is all there is behind a pooler.
 """
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
+
+import psycopg
 
 from ..._clock import boot_time_us
 from ..._statements import Op, Rows, Statement
@@ -78,7 +81,7 @@ class PostgresLeases:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it
         statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
-        with self._line.connection() as connection, self._line.committing(connection):
+        with self._line.connection() as connection, self._block(connection):
             rows = execute(connection, statement, self._target.schema, None)
         if not rows:
             return False
@@ -88,6 +91,10 @@ class PostgresLeases:
             return True
         self._unbroken_since[worker] = asked
         return True  # the row is still there: nobody has recovered anything
+
+    def _block(self, connection: psycopg.Connection[Any]) -> contextlib.AbstractContextManager[object]:
+        """Return nothing where a statement may commit itself: behind a pooler the role's isolation counts."""
+        return contextlib.nullcontext() if self._target.direct else connection.transaction()
 
     def is_fresh(self, worker: str) -> bool:
         """Tell whether it was prolonged so lately that nobody can have taken over its runs."""

@@ -178,10 +178,6 @@ class Line:
                 self._drop()
                 raise
 
-    def committing(self, connection: psycopg.Connection[Any]) -> contextlib.AbstractContextManager[object]:
-        """Return what to enter around a statement that writes: on a session of ours it commits itself."""
-        return contextlib.nullcontext() if self.is_direct else connection.transaction()
-
     def _open(self) -> psycopg.Connection[Any]:
         connection = connect(self._target)
         connection.add_notify_handler(lambda _: self._heard())  # what comes with the answer to something else

@@ -88,14 +88,14 @@ class Session(Jobs):
     async def run(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
         """Run an operation; what commits itself on the caller's event loop, if nobody is at it."""
         job = LoopJob(make)
-        if self._connection is None or not self._take_turn():
-            return await self.wait(job, patience_s)
         try:
-            self._open(job)
+            if self._connection is not None and self._take_turn(job):
+                self._send(job, self._connection)
+            else:
+                self._put(job)
         except BaseException:
-            self._pass_turn()
+            self._pass_turn(job)
             raise
-        self._send(job, self._connection)
         return await self._outcome_on_loop(job, patience_s)
 
     def _send(self, job: LoopJob, connection: Connection | None) -> None:
@@ -111,7 +111,7 @@ class Session(Jobs):
 
         def ended() -> None:
             self._on_loop = None
-            self._pass_turn()
+            self._pass_turn(job)
             self._note_success()
             self._committed()
             if not job.done.done():
