@@ -1,7 +1,9 @@
 """
-``python -m benchmarks``: measure, save, and write the page; ``python -m benchmarks report FILE``: only write the page.
+Measure, save, and write the page.
 
-What has been measured of the same code is kept, and said to be: stop it as you like, and start it again.
+``python -m benchmarks report FILE`` only writes the page; ``python -m benchmarks trial LIBRARY DATABASE CONSTANTS...``
+finds a library's best settings. What has been measured of the same code is kept, and said to be: stop it as you like,
+and start it again.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import machine, trials
 from benchmarks.catalogue import Measurement, catalogue
 from benchmarks.environments import CACHE, ROOT, UnavailableError
 from benchmarks.measures import Bench, Contender, Settings
@@ -27,6 +29,9 @@ RESULTS = ROOT / "docs" / "performance" / "results.json"
 def main() -> None:
     if sys.argv[1:2] == ["report"]:
         _report(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["trial"]:
+        trials.main(sys.argv[2:])
         return
     given = _arguments()
     chosen = [one for one in catalogue() if _is_chosen(one, given)]
