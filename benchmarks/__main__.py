@@ -34,9 +34,12 @@ def main() -> None:
         trials.main(sys.argv[2:])
         return
     given = _arguments()
+    for pattern in (*(given.only or ()), *given.without):
+        if not any(_fits(one, pattern) for one in catalogue()):
+            sys.exit(f"no measurement has such a name: {pattern}; --list shows them")
     chosen = [one for one in catalogue() if _is_chosen(one, given)]
     if not chosen:
-        sys.exit("no measurement has such a name: --list shows them")
+        sys.exit("no measurement is all of that: --list shows them")
     results = Results(given.results or (CACHE / "quick.json" if given.quick else RESULTS))
     if given.list:
         for one in chosen:
@@ -78,18 +81,16 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()  # fmt: skip
 
 
-def _is_chosen(one: Measurement, given: argparse.Namespace) -> bool:
-    def fits(patterns: list[str]) -> bool:
-        return any(
-            one.name.startswith(pattern) or pattern in one.name.split("/") or fnmatch.fnmatch(one.name, pattern)
-            for pattern in patterns
-        )
+def _fits(one: Measurement, pattern: str) -> bool:
+    return one.name.startswith(pattern) or pattern in one.name.split("/") or fnmatch.fnmatch(one.name, pattern)
 
+
+def _is_chosen(one: Measurement, given: argparse.Namespace) -> bool:
     sides = [side.side.library for side in (one.ours, one.theirs) if side is not None]
     has_peer = bool(set(sides) - {"ours", "floor"})
     return (
-        (not given.only or fits(given.only))
-        and not fits(given.without)
+        (not given.only or any(_fits(one, pattern) for pattern in given.only))
+        and not any(_fits(one, pattern) for pattern in given.without)
         and (given.database is None or given.database == one.name.split("/")[1])
         and (given.against is None or has_peer == (given.against == "peers"))
     )
