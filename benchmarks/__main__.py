@@ -1,7 +1,9 @@
 """
-``python -m benchmarks``: measure, save, and write the page; ``python -m benchmarks report FILE``: only write the page.
+Measure, save, and write the page.
 
-What has been measured of the same code is kept, and said to be: stop it as you like, and start it again.
+``python -m benchmarks report FILE`` only writes the page; ``python -m benchmarks trial LIBRARY DATABASE CONSTANTS...``
+finds a library's best settings. What has been measured of the same code is kept, and said to be: stop it as you like,
+and start it again.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import machine, trials
 from benchmarks.catalogue import Measurement, catalogue
 from benchmarks.environments import CACHE, ROOT, UnavailableError
 from benchmarks.measures import Bench, Contender, Settings
@@ -28,10 +30,16 @@ def main() -> None:
     if sys.argv[1:2] == ["report"]:
         _report(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["trial"]:
+        trials.main(sys.argv[2:])
+        return
     given = _arguments()
+    for pattern in (*(given.only or ()), *given.without):
+        if not any(_fits(one, pattern) for one in catalogue()):
+            sys.exit(f"no measurement has such a name: {pattern}; --list shows them")
     chosen = [one for one in catalogue() if _is_chosen(one, given)]
     if not chosen:
-        sys.exit("no measurement has such a name: --list shows them")
+        sys.exit("no measurement is all of that: --list shows them")
     results = Results(given.results or (CACHE / "quick.json" if given.quick else RESULTS))
     if given.list:
         for one in chosen:
@@ -73,18 +81,16 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()  # fmt: skip
 
 
-def _is_chosen(one: Measurement, given: argparse.Namespace) -> bool:
-    def fits(patterns: list[str]) -> bool:
-        return any(
-            one.name.startswith(pattern) or pattern in one.name.split("/") or fnmatch.fnmatch(one.name, pattern)
-            for pattern in patterns
-        )
+def _fits(one: Measurement, pattern: str) -> bool:
+    return one.name.startswith(pattern) or pattern in one.name.split("/") or fnmatch.fnmatch(one.name, pattern)
 
+
+def _is_chosen(one: Measurement, given: argparse.Namespace) -> bool:
     sides = [side.side.library for side in (one.ours, one.theirs) if side is not None]
     has_peer = bool(set(sides) - {"ours", "floor"})
     return (
-        (not given.only or fits(given.only))
-        and not fits(given.without)
+        (not given.only or any(_fits(one, pattern) for pattern in given.only))
+        and not any(_fits(one, pattern) for pattern in given.without)
         and (given.database is None or given.database == one.name.split("/")[1])
         and (given.against is None or has_peer == (given.against == "peers"))
     )

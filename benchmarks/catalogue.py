@@ -109,7 +109,9 @@ def _ours() -> Iterator[Measurement]:
         yield _of("history", empty, replace(ours, place="history", label="ours, full"), "empty")
         churned = replace(ours, place="churned", label="ours, none held")
         yield _of("held", churned, replace(ours, place="held", label="ours, one held"), "none")
-        yield Measurement(f"import/{database}/ours", FAMILIES["import"], ours, replace(ours, bare=True, label="bare"))
+        imports = f"import action_retrier, action_retrier.drivers.{database}"  # what an App with such a URL imports
+        bare = replace(ours, bare=True, label="bare")
+        yield Measurement(f"import/{database}/ours", FAMILIES["import"], replace(ours, imports=imports), bare)
 
 
 def _against_peers() -> Iterator[Measurement]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 TALLY_VARIABLE = "BENCH_TALLY"
+CONSTANTS_VARIABLE = "BENCH_CONSTANTS"
 THREADS_VARIABLE = "BENCH_THREADS"
 BATCH = 1000  # tasks that are enqueued at once, by everybody
 HANGS_S = 3600.0
@@ -221,6 +222,10 @@ def main(make: Callable[[str], Peer]) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     logging.disable(logging.CRITICAL)  # for everybody: a traceback for each planned failure is not what is measured
+    for constant in os.environ.get(CONSTANTS_VARIABLE, "").split():
+        name, _, value = constant.partition("=")
+        program = sys.modules["__main__"]
+        setattr(program, name, type(getattr(program, name))(value))
     peer = make("" if variant == "-" else variant)
 
     def answer(**values: Any) -> None:

@@ -42,6 +42,7 @@ NOTES = {
     "half-load": "The load is half of what a side's own rates for starts in batches and for the drain allow together.",
     "held": "In both, one drain after the other into the same tables, on a server each; in one of them a transaction stays open "
     "all the time. The ratio at the end is that of the last third of the pairs.",
+    "history": "The full table has its completed runs before the first pair, and each pair adds its own.",
     "in-transaction": "Transactions of a user's that insert a row: with nothing else, with a start, and with the bare INSERT of "
     "that start's row, in turns in one process; commit included.",
     "restart": "Default settings. The time counts from the kill, the new process's start included.",

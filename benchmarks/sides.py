@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import CACHE, ROOT, interpreter
-from benchmarks.protocol import TALLY_VARIABLE, THREADS_VARIABLE, Tally
+from benchmarks.protocol import CONSTANTS_VARIABLE, TALLY_VARIABLE, THREADS_VARIABLE, Tally
 from tests.support.postgres_server import ends_with_us
 
 LIMIT_S = 300.0
@@ -36,6 +36,7 @@ class Side:
     name: str
     library: str  # the file's name in this folder or in peers
     variant: str = ""
+    constants: str = ""  # of its program, other than they stand there: "LIMIT=100 POOL=4"; for trials
 
     @property
     def module(self) -> str:
@@ -45,6 +46,10 @@ class Side:
         given = [self.variant or "-", command, url, *map(str, arguments)]
         return [interpreter(self.library), "-m", self.module, *given]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, CONSTANTS_VARIABLE: self.constants, "PYTHONUNBUFFERED": "1"}
+
     def ask(self, command: str, url: str, *arguments: object, limit_s: float = LIMIT_S) -> dict[str, Any]:
         """Carry out a command in a process of its own, and return its answer."""
         with _log(self.name) as log:
@@ -52,6 +57,7 @@ class Side:
                 done = subprocess.run(
                     [*ends_with_us(), *self.command(command, url, *arguments)],
                     cwd=ROOT,
+                    env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -76,7 +82,7 @@ class Worker:
     def __init__(self, side: Side, url: str, tally: Tally, *, threads: int | None = None) -> None:
         self._side = side
         self._log = (CACHE / "logs" / f"{side.name.replace(' ', '-')}.log").open("w+")
-        environment = {**os.environ, TALLY_VARIABLE: str(tally.path), "PYTHONUNBUFFERED": "1"}
+        environment = {**side.environment, TALLY_VARIABLE: str(tally.path)}
         if threads is not None:
             environment[THREADS_VARIABLE] = str(threads)
         self.process = subprocess.Popen(
