@@ -182,6 +182,18 @@ def _figures(family: str, entries: Sequence[Entry]) -> str:
             for entry in entries
         ]
         return _table(["", *(head for _, head in columns), "samples"], rows)
+    if family == "import":
+        rows = [
+            [
+                entry["ours"]["label"],
+                *(
+                    _number(statistics.median(values))
+                    for values in (*_imports(entry), [a - b for a, b in zip(*_imports(entry), strict=False)])
+                ),
+            ]
+            for entry in entries
+        ]
+        return _table(["", "with it, ms", "bare, ms", "more, ms"], rows)
     if family == "latency":
         rows = [
             [_against(entry), *_percentiles(entry, "ours"), *_percentiles(entry, "theirs"), *_ratio(entry)]
@@ -197,6 +209,10 @@ def _figures(family: str, entries: Sequence[Entry]) -> str:
     return _table(
         ["", f"{unit}: median (least to most)", "against", unit, "ratio (95 % interval)", "pairs"], rows, "lrlrrr"
     )
+
+
+def _imports(entry: Entry) -> tuple[list[float], list[float]]:
+    return values_of(entry, "ours"), values_of(entry, "theirs")
 
 
 def _against(entry: Entry) -> str:
@@ -275,7 +291,9 @@ def _plot(plots: Mapping[str, str], name: str) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Write a number with three digits that count, and no more than are there."""
+    """Write a number with three digits that count, and no more than are there; a count as it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

@@ -132,11 +132,17 @@ def test_latencies_are_pooled_over_the_pairs():
     assert "| fast-queue | 3.00 | 4.75 | 4.95 | 3.00 | 4.75 | 4.95 | 1.00 (1.00 to 1.00) | 2 |" in page(latency)
 
 
+def test_of_an_import_the_difference_to_the_bare_interpreter_is_told():
+    imported = entry("import/sqlite/ours", [{"cpu_ms": 130.0}], [{"cpu_ms": 10.0}], figure="cpu_ms", unit="ms of CPU")
+
+    assert "| ours | 130 | 10.0 | 120 |" in page(imported)
+
+
 def test_who_did_not_recover_is_said_not_to_have_within_the_time_that_was_waited():
     sample = {"seconds": None, "recovered": 3, "twice_before": 0, "limit_s": 120.0}
     fleet = entry("fleet/postgres/oban", [sample], None, figure="seconds", unit="s")
 
-    assert "| ours | not within 120 s | 3.00 | 0 | 1 |" in page(fleet)
+    assert "| ours | not within 120 s | 3 | 0 | 1 |" in page(fleet)
 
 
 def test_a_measurement_taken_again_replaces_that_one_alone(tmp_path):
