@@ -45,7 +45,8 @@ class _Guard:
 
     def around(self, statement: Statement) -> list[Statement]:
         """Return what is to be run with *statement*."""
-        if self._undoes_statements and statement.is_last and not self._is_open:
+        is_one = statement.is_last and len(statement.rows) <= 1  # more rows are more statements
+        if self._undoes_statements and is_one and not self._is_open:
             return [statement]
         before = [] if self._is_open else [_SAVEPOINT]
         self._is_open = True

@@ -31,9 +31,11 @@ class _Translated(translated):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        is_error = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_ERROR
-        if is_error and self._handle.is_locking:
-            raise self._handle.no_tables() from error
+        if self._handle.is_looking:
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                raise self._handle.no_tables() from error
+            if isinstance(error, sqlite3.ProgrammingError):
+                raise self._handle.unusable(error) from error
         super().__exit__(kind, error, trace)
 
 
@@ -80,7 +82,8 @@ class SqliteHandle(Handle):
         self._is_empty = False  # there are no tables yet
         self._has_begun = False
         self._expected: str | None = None  # what a statement that looks where it is has to find
-        self.is_locking = False
+        self.is_looking = False
+        """Whether the statement is under way that tells where the handle leads."""
 
     def translated(self) -> contextlib.AbstractContextManager[None]:
         """Turn what SQLite says of the database into one of our errors."""
@@ -91,6 +94,13 @@ class SqliteHandle(Handle):
         return InvalidContext(
             problem="ctx is a connection to a database in which this app has no tables",
             remedy=f"pass a connection to {self.home.path}",
+        )
+
+    def unusable(self, error: sqlite3.ProgrammingError) -> InvalidContext:
+        """Return what is said of a connection that cannot be used here: another thread has made it, for instance."""
+        return InvalidContext(
+            problem=f"ctx is {self.kind} that cannot be used here ({error})",
+            remedy="make the call where the connection may be used",
         )
 
     @property
@@ -118,9 +128,11 @@ class SqliteHandle(Handle):
         home = self.home
         if self._is_writer_already:
             # Before anything is read: what a reader has seen, another writer's commit outdates, and it may not write.
-            self.is_locking = True
-            yield Statement("take_write_lock")
-            self.is_locking = False
+            self.is_looking = True
+            try:
+                yield Statement("take_write_lock")
+            finally:
+                self.is_looking = False
         is_there = (yield Statement("select_table", {"name": "action_retrier_meta"}))[0]["is_there"]
         meta = {row["key"]: row["value"] for row in (yield Statement("select_meta"))} if is_there else {}
         found, expected = meta.get("installation"), home.known_installation
@@ -184,9 +196,11 @@ class SqliteHandle(Handle):
             return result
         if first.is_last and looks_where_it_is(first):
             # It looks by itself: three questions would take longer than it does.
-            self.is_locking, self._expected = True, self.home.known_installation
-            rows = yield first
-            self.is_locking, self._expected = False, None
+            self.is_looking, self._expected = True, self.home.known_installation
+            try:
+                rows = yield first
+            finally:
+                self.is_looking, self._expected = False, None
             if rows:
                 self._has_begun = True
                 return finished(op, rows)
@@ -218,11 +232,7 @@ class ConnectionHandle(SqliteHandle):
             with self.translated():
                 drive(self.begin(), self.execute)
         except sqlite3.ProgrammingError as error:
-            # Used in another thread than the one it was made in, for instance.
-            raise InvalidContext(
-                problem=f"ctx is {self.kind} that cannot be used here ({error})",
-                remedy="make the call where the connection may be used",
-            ) from error
+            raise self.unusable(error) from error
 
     @property
     def raw(self) -> sqlite3.Connection:
