@@ -223,3 +223,19 @@ def test_a_signal_may_interrupt_a_call_at_any_moment(store: Store) -> None:
 
     assert moment > 30
     assert len(ids(store)) > moment
+
+
+def test_a_thread_that_waits_for_an_answer_keeps_nobody_from_going_on(
+    store: Store, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Neither the limit of its own wait, which a thread watches, nor whoever has what the server waits for."""
+    writer = store.database._writer  # type: ignore[attr-defined]
+    with store.system.connect() as connection:
+        connection.execute(f"LOCK TABLE {store.system.schema}.runs IN ACCESS EXCLUSIVE MODE")  # type: ignore[attr-defined]
+        task = sent(store, loop)
+        other = in_thread(store.database.write_sync, starting(store))
+        until(lambda: writer._on_loop is None)  # the thread has taken over
+        connection.rollback()
+
+    assert other.result(LIMIT_S)
+    assert loop.run_until_complete(asyncio.wait_for(task, LIMIT_S))

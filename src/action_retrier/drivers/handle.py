@@ -129,16 +129,18 @@ class Handle(ABC):
 
     def alone(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Wait for the other tasks' calls on the connection."""
-        return _turns.setdefault(self.raw, asyncio.Lock())
+        return _turns.get(self.raw) or _turns.setdefault(self.raw, asyncio.Lock())
 
     def alone_sync(self) -> contextlib.AbstractContextManager[object]:
         """Wait for the other threads' calls on the connection."""
-        return _sync_turns.setdefault(self.raw, threading.Lock())
+        return _sync_turns.get(self.raw) or _sync_turns.setdefault(self.raw, threading.Lock())
 
     @property
     def is_shared(self) -> bool:
         """Whether somebody else's call is under way on the connection: what state it is in, shows after that."""
-        return any(turns[self.raw].locked() for turns in (_turns, _sync_turns) if self.raw in turns)
+        raw = self.raw
+        turns = (_turns.get(raw), _sync_turns.get(raw))
+        return any(turn is not None and turn.locked() for turn in turns)
 
     def execute(self, statement: Statement) -> Rows:
         """Run one statement, blocking; whatever cursors and factories the user's connection has."""

@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import psycopg
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import Ready, Wait
 
 from ..._statements import Op, Rows, Statement, drive
 from ..jobs import LoopJob
@@ -137,14 +138,21 @@ class Exchange:
             raise psycopg.OperationalError(pgconn.error_message.decode("utf-8", "replace") or "no answer")
         return rows_of(pgconn, result)
 
+    def _answer(self) -> Generator[Wait, Ready | int, None]:
+        """Wait as psycopg waits: libpq's own wait for a result keeps all threads from going on."""
+        pgconn = self._connection.pgconn
+        while pgconn.flush():
+            if (yield Wait.RW) & Ready.R:
+                pgconn.consume_input()
+        while not self._is_complete():
+            yield Wait.R
+
     def finish(self, execute: Callable[[Statement], Rows]) -> Any:
         """Wait for the answer in a thread, do the rest with *execute*, and return what comes of the operation."""
         if self._error is not None:
             raise self._error
-        pgconn = self._connection.pgconn
         with deadlines.within(max(self._until_s - time.monotonic(), _LATE_S), self._connection):
-            while (result := pgconn.get_result()) is not None:
-                self._result = result
+            self._connection.wait(self._answer())
         rows = self._rows()
         try:
             statement = self._op.send(rows)

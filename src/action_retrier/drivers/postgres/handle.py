@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import psycopg
@@ -20,6 +21,12 @@ from .together import Batch
 from .urls import Target
 
 _known: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+
+
+@cache
+def _can_pipeline() -> bool:
+    """Tell whether this libpq can send several statements before it waits."""
+    return psycopg.Pipeline.is_supported()
 
 
 class Home(Protocol):
@@ -230,7 +237,7 @@ class PsycopgHandle(PostgresHandle):
 
     def _can_send_together(self, statements: Sequence[Statement]) -> bool:
         """Tell whether it is possible, and worth it; what begins a transaction is left to psycopg."""
-        return len(statements) > 1 and self.in_transaction and psycopg.Pipeline.is_supported()
+        return len(statements) > 1 and self.in_transaction and _can_pipeline()
 
     def _batch(self, statements: Sequence[Statement]) -> Batch:
         return Batch(self._connection, statements, self._target.schema, self._now_us())
