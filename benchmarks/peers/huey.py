@@ -9,7 +9,7 @@ from huey import SqliteHuey
 
 from benchmarks.protocol import Peer, main, tasks
 
-WORKERS = 1
+WORKERS = 4
 
 
 def make_huey(url: str, *, fsync: bool) -> tuple[SqliteHuey, dict[str, Any]]:
@@ -44,7 +44,7 @@ class Huey(Peer):
         self.settings = {
             "storage": "SqliteHuey, WAL, "
             + ("fsync=True (synchronous=FULL)" if variant == "fsync" else "fsync off (synchronous=OFF), its default"),
-            "consumer": f"{WORKERS} worker thread; 20 for the recovery; polls as by default, from 100 ms up",
+            "consumer": f"{WORKERS} worker threads; 20 for the recovery; polls as by default, from 100 ms up",
             "results": "results=False",
             "retry": "retry_delay=0",
         }

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from benchmarks.peers.looking import any_left
 from benchmarks.protocol import Peer, main, tasks
 
-LIMIT = 100
+LIMIT = 1000
 POOL = 10
 
 

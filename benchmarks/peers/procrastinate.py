@@ -10,7 +10,7 @@ from procrastinate import App, PsycopgConnector, RetryStrategy
 from benchmarks.peers.looking import any_left
 from benchmarks.protocol import Peer, main, tasks
 
-CONCURRENCY = 20
+CONCURRENCY = 50
 POOL = 10
 
 
