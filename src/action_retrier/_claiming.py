@@ -181,6 +181,8 @@ class Claiming:
         most = max(self._executions.concurrency, _UNWRITTEN)
         if self._reporter.backlog >= most:
             return 0
+        if not self._database.works_beside:
+            return self._executions.free
         # By halves: the database is at one while the other is executed.
         return min(self._executions.free, -(-self._executions.concurrency // 2))
 

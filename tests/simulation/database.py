@@ -90,6 +90,7 @@ class SimulatedDatabase:
 
     url = location = "simulated"
     mutation_colours = frozenset({"async", "sync"})
+    works_beside = True
     is_airtight = True
     installation = "simulated"
 

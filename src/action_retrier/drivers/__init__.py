@@ -186,6 +186,11 @@ class Database(Protocol):
         """As given, with the password masked."""
 
     mutation_colours: frozenset[Colour]
+
+    @property
+    def works_beside(self) -> bool:
+        """Whether it works while this process does something else, and not in its place."""
+
     is_airtight: bool
     """Whether no user code can end a transaction that it is lent, by whatever way: elsewhere some are noticed after."""
     """Which colours of mutations it can serve."""

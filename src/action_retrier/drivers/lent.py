@@ -60,6 +60,11 @@ class LentDatabase(ABC):
     ) -> AbstractContextManager[Transaction]:
         """Open a transaction of the user's engine: commit on exit, rollback on error."""
 
+    @property
+    def works_beside(self) -> bool:
+        """Whether it works while this process does something else."""
+        return self.underneath.works_beside
+
     def is_transient(self, error: BaseException) -> bool:
         """Tell whether the transaction that *error* has ended may well succeed when it is done again."""
         return self.underneath.is_transient(error)

@@ -42,6 +42,7 @@ class SqliteDatabase:
     """One SQLite file."""
 
     mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
+    works_beside = False
     is_airtight = True
 
     def __init__(self, url: str, rest: str, *, clock: Clock, auto_migrate: bool) -> None:
