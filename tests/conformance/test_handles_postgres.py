@@ -92,7 +92,7 @@ def test_a_start_that_fails_leaves_a_users_transaction_as_it_was(
 
 
 def _broken() -> Op[None]:
-    yield Statement("insert_runs", {"namespace": NAMESPACE, "runs": "[{]"}, is_last=True)
+    yield Statement("insert_runs", {"namespace": NAMESPACE, "rows": "[{]"}, is_last=True)
 
 
 def test_a_notification_that_comes_with_the_answer_is_the_users(

@@ -48,11 +48,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     transaction = Writer._transaction
 
     @contextlib.contextmanager
-    def failing(self: Writer) -> Iterator[sqlite3.Connection]:
+    def failing(self: Writer, *, waits: bool = True) -> Iterator[sqlite3.Connection]:
         if disk.is_full:
             disk.refused += 1
             raise DatabaseUnavailable(problem="the disk is full", remedy="free some space")
-        with transaction(self) as connection:
+        with transaction(self, waits=waits) as connection:
             yield connection
 
     monkeypatch.setattr(Writer, "_transaction", failing)
@@ -406,6 +406,7 @@ async def test_a_worker_whose_lease_may_have_ended_claims_nothing(api, monkeypat
         with monkeypatch.context() as patch:
             for leases in (SqliteLeases, PostgresLeases):
                 patch.setattr(leases, "is_fresh", lambda *_: bool(looks.append(1)))
+            await worker.until_idle()  # and what it has claimed since is answered
             claims.clear()
             run_id = await api.run(api.app, done.action)
             await api.eventually(lambda: len(looks) >= LOOKS)

@@ -80,8 +80,9 @@ class PostgresLeases:
     def renew(self, worker: str) -> bool:
         """Prolong it. False: it had ended before, and others may have recovered the runs."""
         asked = boot_time_us()  # the lease counts from before the server heard of it
-        statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
         with self._line.connection() as connection, self._block(connection):
+            # Only now: the connection may have been opened anew, and another session may still have the lock.
+            statement = Statement("renew_worker", {"id": worker, "is_direct": int(self._line.holds(lock_key(worker)))})
             rows = execute(connection, statement, self._target.schema, None)
         if not rows:
             return False

@@ -81,6 +81,7 @@ class SqliteHandle(Handle):
         self._clock = clock
         self._is_empty = False  # there are no tables yet
         self._has_begun = False
+        self._looks_later = False
         self._expected: str | None = None  # what a statement that looks where it is has to find
         self.is_looking = False
         """Whether the statement is under way that tells where the handle leads."""
@@ -114,12 +115,12 @@ class SqliteHandle(Handle):
 
     def begin(self) -> Op[None]:
         """Check that it leads to our database, and begin what the user has not begun yet, as a writer."""
-        if not self._is_writer_already:
+        if not self._looks_later:
             yield from self._look()
 
     @property
     def _is_writer_already(self) -> bool:
-        """Whether nothing is to be begun, so that what is sent may look by itself where it is."""
+        """Whether nothing is to be begun, so that a statement may look by itself where it is."""
         return self._writes and self.in_transaction and self.home.known_installation is not None
 
     def _look(self) -> Op[None]:
@@ -177,25 +178,30 @@ class SqliteHandle(Handle):
 
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        return await super().run(self._adapted(op))
+        return await super().run(self._adapted(op, self._first(op)))
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        return super().run_sync(self._adapted(op))
+        return super().run_sync(self._adapted(op, self._first(op)))
 
-    def _adapted(self, op: Op[T]) -> Op[T]:
-        """Have *op* look where it is, if that has not been done."""
-        if self._is_empty:
-            return self._on_an_empty_schema(op)
-        if self._has_begun:
-            return (yield from op)
+    def _first(self, op: Op[Any]) -> Statement | StopIteration:
+        """Return what *op* sends first, or how it ends, and note whether that looks by itself where it is."""
         try:
             first = next(op)
         except StopIteration as end:
-            result: T = end.value
+            return end
+        is_alone = first.is_last and looks_where_it_is(first)  # three questions would take longer than it does
+        self._looks_later = is_alone and self._is_writer_already and not self._has_begun
+        return first
+
+    def _adapted(self, op: Op[T], first: Statement | StopIteration) -> Op[T]:
+        """Go on with *op* from its *first* statement, which may have to find out where it is."""
+        if isinstance(first, StopIteration):
+            result: T = first.value
             return result
-        if first.is_last and looks_where_it_is(first):
-            # It looks by itself: three questions would take longer than it does.
+        if self._is_empty:
+            return self._on_an_empty_schema(op, first)
+        if self._looks_later:
             self.is_looking, self._expected = True, self.home.known_installation
             try:
                 rows = yield first
@@ -204,14 +210,14 @@ class SqliteHandle(Handle):
             if rows:
                 self._has_begun = True
                 return finished(op, rows)
-        yield from self._look()
+            yield from self._look()
         return (yield from resumed(op, first))
 
-    def _on_an_empty_schema(self, op: Op[T]) -> T:
+    def _on_an_empty_schema(self, op: Op[T], first: Statement) -> T:
         """Let a read before there are tables find what an empty schema has: it is no reason to write."""
         with contextlib.closing(sqlite3.connect(":memory:")) as empty:
             migrate(empty)
-            return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()))
+            return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()), first)
 
 
 class ConnectionHandle(SqliteHandle):

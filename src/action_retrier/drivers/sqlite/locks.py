@@ -70,9 +70,11 @@ class LockFile:
 
     def _give_up(self) -> None:
         """Have no lock, also where a signal's handler has raised just when it had become ours."""
-        with contextlib.suppress(OSError):
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
-        self._turn.release()
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        finally:
+            self._turn.release()
 
     def release(self) -> None:
         """Let the next one have it."""
