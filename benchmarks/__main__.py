@@ -1,183 +1,193 @@
 """
-``python -m benchmarks``: measure everything in one run and print it, ours beside the floor.
+Measure, save, and write the page.
 
-Each figure is taken several times, ours and the floor in turn; the median and the range are printed.
+``python -m benchmarks report FILE`` only writes the page; ``python -m benchmarks trial LIBRARY DATABASE CONSTANTS...``
+finds a library's best settings. What has been measured of the same code is kept, and said to be: stop it as you like,
+and start it again.
 """
 
 import argparse
-import asyncio
 import contextlib
-import json
-import os
-import platform
-import secrets
-import sqlite3
-import statistics
+import fnmatch
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
+from benchmarks import machine, trials
+from benchmarks.catalogue import Measurement, catalogue
+from benchmarks.environments import CACHE, ROOT, UnavailableError
+from benchmarks.measures import Bench, Contender, Settings
+from benchmarks.places import Places
+from benchmarks.report import write
+from benchmarks.results import Results, is_kept
+from benchmarks.running import in_short, run
+from benchmarks.sides import FailedError
 
-from benchmarks import floor_postgres, floor_sqlite, ours
-from tests.support.postgres_server import VERSION, running_server
-
-Place = Callable[[], contextlib.AbstractContextManager[str]]
+RESULTS = ROOT / "docs" / "performance" / "results.json"
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["report"]:
+        _report(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["trial"]:
+        trials.main(sys.argv[2:])
+        return
+    given = _arguments()
+    for pattern in (*(given.only or ()), *given.without):
+        if not any(_fits(one, pattern) for one in catalogue()):
+            sys.exit(f"no measurement has such a name: {pattern}; --list shows them")
+    chosen = [one for one in catalogue() if _is_chosen(one, given)]
+    if not chosen:
+        sys.exit("no measurement is all of that: --list shows them")
+    results = Results(given.results or (CACHE / "quick.json" if given.quick else RESULTS))
+    if given.list:
+        for one in chosen:
+            known = results.entries.get(one.name)
+            print(f"{one.name:34} {one.family.title}{f' [{in_short(known)}]' if known else ''}")
+        return
+    failed = _measure(chosen, results, given)
+    print(f"\nresults: {results.path}")
+    if not given.no_report:
+        _report([str(results.path)])
+    if failed:
+        print("\nnot measured:", *failed, sep="\n  ")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite", help="what to measure on")
-    parser.add_argument("--repeat", type=int, default=3, help="how often each figure is taken")
-    parser.add_argument("--runs", type=int, default=50_000, help="runs to drain")
-    parser.add_argument("--concurrency", type=int, default=500, help="of the worker that drains")
-    parser.add_argument("--idle", type=float, default=20, help="seconds to watch an idle worker")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    given = parser.parse_args()
-    console = Console(stderr=given.json)
-    with contextlib.ExitStack() as stack:
-        if given.database == "sqlite":
-            floor, place, server_pid = floor_sqlite, _new_file, None
-            what = f"SQLite {sqlite3.sqlite_version}, WAL, synchronous=FULL"
-        else:
-            server = stack.enter_context(running_server(fsync="on"))
-            floor, server_pid = floor_postgres, server.pid
-            place = lambda: _new_schema(server.url)  # noqa: E731
-            what = f"PostgreSQL {VERSION}, fsync on"
-        console.print(f"Python {platform.python_version()}, {what}; {given.repeat} times each, {os.cpu_count()} cores")
-        found = {
-            "rates": _rates(given, console, floor, place),
-            "workers": _workers(given, console, place),
-            "latency_ms": _latencies(given, console, floor, place),
-            "idle_percent_of_a_core": _idle(given, console, place, server_pid),
+    parser.add_argument("--list", action="store_true", help="list the measurements, and what is known of each")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="measure those whose name begins with it or has it as a part: drain/postgres, huey, '*/sqlite/*'; may be repeated",
+    )
+    parser.add_argument("--not", action="append", default=[], dest="without", metavar="NAME", help="leave those out")
+    parser.add_argument("--database", choices=["sqlite", "postgres", "redis"], help="measure those on it only")
+    parser.add_argument("--against", choices=["ours", "peers"], help="ours and the floor only, or the peers only")
+    parser.add_argument("--again", action="store_true", help="measure what is known as well")
+    parser.add_argument("--quick", action="store_true", help="seconds for each: whether it works, not how fast it is")
+    parser.add_argument("--pairs", type=int, help="how many pairs (20)")
+    parser.add_argument("--budget", type=float, metavar="S", help="seconds for a measurement at most (600)")
+    parser.add_argument("--idle", type=float, metavar="S", help="seconds to watch an idle worker (30)")
+    parser.add_argument("--held", type=float, metavar="S", help="seconds that a transaction stays open (300)")
+    parser.add_argument("--recovery", type=float, metavar="S", help="seconds to wait for a recovery (120)")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="where they are kept (docs/performance/results.json)"
+    )
+    parser.add_argument("--directory", type=Path, help="where SQLite's files are made: on a real disk")
+    parser.add_argument("--no-report", action="store_true", help="write no page")
+    return parser.parse_args()  # fmt: skip
+
+
+def _fits(one: Measurement, pattern: str) -> bool:
+    return one.name.startswith(pattern) or pattern in one.name.split("/") or fnmatch.fnmatch(one.name, pattern)
+
+
+def _is_chosen(one: Measurement, given: argparse.Namespace) -> bool:
+    sides = [side.side.library for side in (one.ours, one.theirs) if side is not None]
+    has_peer = bool(set(sides) - {"ours", "floor"})
+    return (
+        (not given.only or any(_fits(one, pattern) for pattern in given.only))
+        and not any(_fits(one, pattern) for pattern in given.without)
+        and (given.database is None or given.database == one.name.split("/")[1])
+        and (given.against is None or has_peer == (given.against == "peers"))
+    )
+
+
+def _measure(chosen: list[Measurement], results: Results, given: argparse.Namespace) -> list[str]:
+    settings = Settings.quick() if given.quick else Settings()
+    for name, value in (
+        ("pairs", given.pairs),
+        ("budget_s", given.budget),
+        ("idle_s", given.idle),
+        ("held_s", given.held),
+        ("recovery_s", given.recovery),
+    ):
+        if value is not None:
+            setattr(settings, name, value)
+    digest, commit = machine.source(), machine.commit()
+    places = Places(given.directory)
+    bench = Bench(places, settings, lambda family, one: _known_rate(results, family, one))
+    failed = []
+
+    def is_known(one: Measurement) -> bool:
+        return is_kept(results.entries.get(one.name), digest)
+
+    with contextlib.closing(places):
+        about = {
+            "source": digest,
+            "commit": commit,
+            "quick": given.quick,
+            "machine": machine.facts(places, needs_postgres=any(_needs_postgres(one) for one in chosen)),
+            "settings": vars(settings),
         }
-    if given.json:
-        json.dump(found, sys.stdout, indent=2)
-
-
-@contextlib.contextmanager
-def _new_file() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield f"sqlite:///{Path(directory) / 'bench.db'}"
-
-
-@contextlib.contextmanager
-def _new_schema(url: str) -> Iterator[str]:
-    yield f"{url}?schema=bench_{secrets.token_hex(4)}"
-
-
-def _rates(given: argparse.Namespace, console: Console, floor: ModuleType, place: Place) -> dict[str, Any]:
-    size = given.concurrency
-    measures: dict[str, tuple[Callable[[str], float], Callable[[str], float]]] = {
-        "single starts": (
-            lambda url: asyncio.run(ours.single_starts(url, 2_000)),
-            lambda url: floor.single_starts(url, 2_000),
-        ),
-        "run_many, 1000 at a time": (
-            lambda url: asyncio.run(ours.batch_starts(url, given.runs, 1_000)),
-            lambda url: floor.batch_starts(url, given.runs, 1_000),
-        ),
-        f"drain {given.runs:,} no-op runs": (
-            lambda url: asyncio.run(ours.drain(url, given.runs, size)),
-            lambda url: floor.drain(url, given.runs, size),
-        ),
-    }
-    table = Table(title="per second")
-    for column in ("", "ours", "range", "floor", "range", "ours / floor"):
-        table.add_column(column, justify="left" if not column else "right")
-    found = {}
-    for name, (take_ours, take_floor) in measures.items():
-        ours_rates, floor_rates = [], []
-        for _ in range(given.repeat):
-            ours_rates.append(_taken(place, take_ours))
-            floor_rates.append(_taken(place, take_floor))
-        ratio = statistics.median(one / other for one, other in zip(ours_rates, floor_rates, strict=True))
-        table.add_row(name, *_cells(ours_rates), *_cells(floor_rates), f"{ratio:.2f}")
-        found[name] = {"ours": ours_rates, "floor": floor_rates, "ratio": ratio}
-    console.print(table)
-    return found
-
-
-def _workers(given: argparse.Namespace, console: Console, place: Place) -> dict[str, Any]:
-    """One worker process and two, on the cores that they share with the database."""
-    found: dict[str, list[float]] = {"one": [], "two": []}
-    for _ in range(given.repeat):
-        for name, count in (("one", 1), ("two", 2)):
-            found[name].append(
-                _taken(place, lambda url, count=count: asyncio.run(ours.drain_by(url, given.runs, count)))
+        began = time.monotonic()
+        durations = _Durations(results, given.quick)
+        for number, one in enumerate(chosen, 1):
+            before = results.entries.get(one.name)
+            prefix = f"[{number}/{len(chosen)}] {one.name}: "
+            if not given.again and is_known(one):
+                assert before is not None
+                print(f"{prefix}kept from {before['measured_at']} (--again repeats it): {in_short(before)}")
+                continue
+            entry = run(one, bench, results, about, lambda line, prefix=prefix: _progress(prefix + line))
+            durations.taken[one.family.name] = entry["seconds"]
+            to_go = sum(durations.expected(other) for other in chosen[number:] if given.again or not is_known(other))
+            passed = time.monotonic() - began
+            _progress("")
+            print(
+                f"\r{prefix}{in_short(entry)}; {passed / 60:.0f} min passed, about {to_go / 60:.0f} to go", flush=True
             )
-    table = Table(title=f"drain {given.runs:,} no-op runs by worker processes, per second")
-    for column in ("workers", "", "range"):
-        table.add_column(column, justify="left" if column == "workers" else "right")
-    for name, rates in found.items():
-        table.add_row(name, *_cells(rates))
-    console.print(table)
-    return found
+            if entry["failed"]:
+                failed.append(f"{one.name}: {entry['failed']}")
+    return failed
 
 
-def _latencies(given: argparse.Namespace, console: Console, floor: ModuleType, place: Place) -> dict[str, Any]:
-    table = Table(title="from the call of run to the first line of the action, ms, one each 50 ms")
-    for column in ("", "p50", "p95", "p99"):
-        table.add_column(column, justify="left" if not column else "right")
-    measures: dict[str, Callable[[str], list[float]]] = {
-        "same process": lambda url: asyncio.run(ours.latency(url, 100, across=False)),
-        "another process": lambda url: asyncio.run(ours.latency(url, 100, across=True)),
-        "floor, another process": lambda url: floor.latency(url, 100),
-    }
-    found = {}
-    for name, take in measures.items():
-        values = [value for _ in range(given.repeat) for value in _taken(place, take)]
-        found[name] = ours.percentiles(values)
-        table.add_row(name, *(f"{value:.1f}" for value in found[name].values()))
-    console.print(table)
-    return found
+class _Durations:
+    """How long measurements will take, as far as can be told."""
+
+    def __init__(self, results: Results, is_quick: bool) -> None:  # noqa: FBT001
+        self._before = {name: one["seconds"] for name, one in results.entries.items() if one["quick"] == is_quick}
+        self.taken: dict[str, float] = {}
+
+    def expected(self, one: Measurement) -> float:
+        """Return seconds: as last time, else as the last of its family, else as the mean of all so far."""
+        if one.name in self._before:
+            return float(self._before[one.name])
+        return self.taken.get(one.family.name, sum(self.taken.values()) / len(self.taken))
 
 
-def _idle(given: argparse.Namespace, console: Console, place: Place, server_pid: int | None) -> dict[str, float]:
-    """The CPU that a worker with nothing to do costs, and the database's share."""
-    before = _cpu_s(server_pid)
-    began = time.perf_counter()
-    with place() as url:
-        found = {"worker": asyncio.run(ours.idle(url, given.idle))}
-    if server_pid is not None:
-        found["PostgreSQL"] = (_cpu_s(server_pid) - before) / (time.perf_counter() - began) * 100
-    table = Table(title=f"an idle worker, percent of a core over {given.idle:g} s")
-    for name in ("", "percent"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name, percent in found.items():
-        table.add_row(name, f"{percent:.2f}")
-    console.print(table)
-    return found
+def _known_rate(results: Results, family: str, one: Contender) -> float | None:
+    return results.rate(family, one.database, one.side.name)
 
 
-def _cpu_s(pid: int | None) -> float:
-    """Return the CPU that a process and its children, past ones included, have used."""
-    if pid is None:
-        return 0.0
-    process = psutil.Process(pid)
-    times = process.cpu_times()
-    used = times.user + times.system + times.children_user + times.children_system
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            theirs = child.cpu_times()
-            used += theirs.user + theirs.system
-    return float(used)
+def _needs_postgres(one: Measurement) -> bool:
+    return any(side is not None and side.database == "postgres" for side in (one.ours, one.theirs))
 
 
-def _taken(place: Place, take: Callable[[str], Any]) -> Any:
-    with place() as url:
-        return take(url)
+def _progress(line: str) -> None:
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K{line[:200]}", end="", flush=True)
 
 
-def _cells(rates: list[float]) -> tuple[str, str]:
-    return f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}"
+def _report(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description="Write the page from raw results.")
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="docs/performance.md for the results that are in docs")
+    given = parser.parse_args(arguments)
+    where = given.page or given.results.parent.with_suffix(".md")
+    if given.results.resolve() != RESULTS and given.page is None:
+        where = given.results.with_suffix(".md")
+    for path in write(Results(given.results), where):
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FailedError, UnavailableError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what was measured is kept")

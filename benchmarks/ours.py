@@ -1,148 +1,224 @@
-"""The same through the library, as a user would call it."""
+"""
+This library, as a user would call it.
+
+Variants: ``""`` calls it from asyncio; ``sync`` blocks. Kinds beyond everybody's: ``callback`` is a no-op whose callback
+inserts one row (read committed where the database knows that), ``callback_serializable`` the same, serializable.
+"""
 
 import asyncio
-import logging
-import statistics
-import subprocess
-import sys
+import contextlib
+import sqlite3
 import time
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
-from action_retrier import ActionRetrier, App, Call
+from action_retrier import ActionRetrier, App, Call, MutationCtx, SyncActionRetrier
+from action_retrier.drivers.postgres.urls import parse
+from benchmarks import floor
+from benchmarks.protocol import Peer, main, tasks
 
-_RUNNER = """
-import asyncio, sys, time
-from benchmarks.ours import make_app
-app, _ = make_app(sys.argv[1])
-due_s = float(sys.argv[3])
-async def main():
-    async with app, app.worker(concurrency=int(sys.argv[2])) as worker:
-        print("ready", flush=True)
-        if due_s:
-            await asyncio.sleep(due_s - time.time())
-            await worker.until_idle()
-            print(time.time(), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-asyncio.run(main())
-"""
-_HEAD_START_S = 3.0
-_SLOWEST_START = 2500  # a second
+CONCURRENCY = 500
+ACTIONS = {"callback": "benchmarks:noop", "callback_serializable": "benchmarks:noop"}
+CALLBACKS = {"callback": "benchmarks:insert", "callback_serializable": "benchmarks:insert_serializable"}
+VALUES = {"fail_once": "key", "stamp": "sent_ns"}
 
 
-def make_app(url: str) -> tuple[App, ActionRetrier]:
+class Ours(Peer):
+    library = "action-retrier"
+    brings = ("pydantic", "psycopg")
+    imports = "import action_retrier"
+    settings = {"worker": f"concurrency={CONCURRENCY}", "SQLite": "WAL, synchronous=FULL", "else": "defaults"}  # noqa: RUF012
+
+    def prepare(self, url: str) -> None:
+        async def create() -> None:
+            app, _, _ = make_app(url)
+            async with app, app.transaction() as ctx:
+                statement = "CREATE TABLE IF NOT EXISTS bench_rows (run_id text NOT NULL)"
+                await ctx.db.execute(statement) if is_postgres(url) else ctx.db.execute(statement)
+
+        asyncio.run(create())
+
+    def client(self, url: str) -> Any:
+        return _sync_client(url) if self.variant == "sync" else _client(url)
+
+    async def work(self, url: str, ready: Callable[[], None]) -> None:
+        app, _, _ = make_app(url)
+        async with app:
+            ready()
+            async with app.worker(concurrency=CONCURRENCY):
+                await asyncio.Event().wait()
+
+    def left(self, url: str) -> int:
+        return floor.left(url)
+
+    def command_history(self, url: str, count: str) -> dict[str, Any]:
+        """Have so many runs completed in the past."""
+        began = time.monotonic()
+        floor.make_history(url, int(count))
+        return {"seconds": time.monotonic() - began}
+
+    def command_in_transaction(self, url: str, count: str) -> dict[str, Any]:
+        """Time transactions of a user's: bare, with one start, and with the raw INSERT of that start's row, in turns."""
+        if is_postgres(url) and self.variant != "sync":
+            return asyncio.run(_in_transactions_async(url, int(count)))
+        return _in_transactions(url, int(count), is_sync=self.variant == "sync")
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith("postgres")
+
+
+def make_app(url: str) -> tuple[App, ActionRetrier, SyncActionRetrier]:
     """Return an app with the actions that are measured."""
-    logging.getLogger("action_retrier").setLevel(logging.ERROR)
     app = App(url)
 
     @app.action(name="benchmarks:noop")
     async def noop() -> None:
-        pass
+        tasks.noop()
+
+    @app.action(name="benchmarks:fail_once", initial_backoff_ms=0)
+    async def fail_once(key: int) -> None:
+        tasks.fail_once(key)
 
     @app.action(name="benchmarks:stamp")
-    async def stamp(started_ns: int) -> int:
-        return time.time_ns() - started_ns
+    async def stamp(sent_ns: int) -> None:
+        tasks.stamp(sent_ns)
 
-    return app, ActionRetrier(app)
+    @app.action(name="benchmarks:hang")
+    async def hang() -> None:
+        await tasks.hang()
+
+    if is_postgres(url):
+
+        async def insert(ctx: MutationCtx, run_id: str) -> None:
+            await ctx.db.execute("INSERT INTO bench_rows (run_id) VALUES (%s)", (run_id,))
+
+        insert.__qualname__ = "insert"
+        app.mutation(name="benchmarks:insert", isolation="read committed")(insert)
+        app.mutation(name="benchmarks:insert_serializable")(insert)
+    else:
+
+        @app.mutation(name="benchmarks:insert")
+        def insert_here(ctx: MutationCtx, run_id: str) -> None:
+            ctx.db.execute("INSERT INTO bench_rows (run_id) VALUES (?)", (run_id,))
+
+    return app, ActionRetrier(app), SyncActionRetrier(app)
 
 
-async def single_starts(url: str, count: int) -> float:
-    """Start one run at a time. Returns runs per second."""
-    app, retrier = make_app(url)
+def call(kind: str, value: int) -> dict[str, Any]:
+    """Return the arguments of a start."""
+    given: dict[str, Any] = {"action": ACTIONS.get(kind, f"benchmarks:{kind}")}
+    if kind in VALUES:
+        given["args"] = {VALUES[kind]: value}
+    if kind in CALLBACKS:
+        given["on_complete"] = CALLBACKS[kind]
+    return given
+
+
+@contextlib.asynccontextmanager
+async def _client(url: str) -> AsyncIterator[Any]:
+    app, retrier, _ = make_app(url)
+
+    class Client:
+        async def one(self, kind: str, value: int) -> None:
+            await retrier.run(app, **call(kind, value))
+
+        async def many(self, kind: str, values: list[int]) -> None:
+            await retrier.run_many(app, [Call(**call(kind, value)) for value in values])
+
     async with app:
-        began = time.perf_counter()
-        for _ in range(count):
-            await retrier.run(app, "benchmarks:noop")
-        return count / (time.perf_counter() - began)
+        yield Client()
 
 
-async def batch_starts(url: str, count: int, batch: int) -> float:
-    """Start *batch* runs at a time. Returns runs per second."""
-    app, retrier = make_app(url)
-    async with app:
-        began = time.perf_counter()
-        for _ in range(count // batch):
-            await retrier.run_many(app, [Call("benchmarks:noop") for _ in range(batch)])
-        return count / (time.perf_counter() - began)
+@contextlib.contextmanager
+def _sync_client(url: str) -> Iterator[Any]:
+    app, _, retrier = make_app(url)
+
+    class Client:
+        def one(self, kind: str, value: int) -> None:
+            retrier.run(app, **call(kind, value))
+
+        def many(self, kind: str, values: list[int]) -> None:
+            retrier.run_many(app, [Call(**call(kind, value)) for value in values])
+
+    with app:
+        yield Client()
 
 
-async def drain(url: str, count: int, concurrency: int) -> float:
-    """Execute *count* no-op runs with one worker. Returns runs per second, until the last is durably done."""
-    app, retrier = make_app(url)
-    async with app:
-        for _ in range(count // 1000):
-            await retrier.run_many(app, [Call("benchmarks:noop") for _ in range(1000)])
-        began = time.perf_counter()
-        async with app.worker(concurrency=concurrency) as worker:
-            await worker.until_idle()
-            return count / (time.perf_counter() - began)
+def _in_transactions(url: str, count: int, *, is_sync: bool) -> dict[str, Any]:
+    app, retrier, sync_retrier = make_app(url)
+    taken = {"bare": 0, "start": 0, "raw": 0}
+    with app, contextlib.closing(_connect(url)) as connection:
+        mark = "%s" if is_postgres(url) else "?"
+        for number in range(count + 50):
+            for what in _in_turns(taken, number):
+                began = time.perf_counter_ns()
+                connection.execute("BEGIN IMMEDIATE" if mark == "?" else "BEGIN")
+                connection.execute(f"INSERT INTO bench_rows (run_id) VALUES ({mark})", (str(number),))  # noqa: S608
+                if what == "start":
+                    if is_sync:
+                        sync_retrier.run(connection, "benchmarks:noop")
+                    else:
+                        _at_once(retrier.run(connection, "benchmarks:noop"))
+                elif what == "raw":
+                    floor.insert(connection, 1)
+                connection.execute("COMMIT")
+                if number >= 50:  # by then statements are prepared
+                    taken[what] += time.perf_counter_ns() - began
+    return _added(taken, count)
 
 
-async def drain_by(url: str, count: int, workers: int) -> float:
-    """Execute *count* no-op runs with so many worker processes, all ready when they fall due. Returns runs/s."""
-    app, retrier = make_app(url)
-    async with app:
-        due_s = time.time() + _HEAD_START_S + count / _SLOWEST_START
-        due = datetime.fromtimestamp(due_s, tz=UTC)
-        processes = [_start_worker(url, 500, due_s) for _ in range(workers)]
-        for _ in range(count // 1000):
-            await asyncio.gather(*(retrier.run_at(app, due, "benchmarks:noop") for _ in range(1000)))
-        assert time.time() < due_s
-        try:
-            ended = [float(await asyncio.to_thread(_line_of, process)) for process in processes]
-            return count / (max(ended) - due_s)
-        finally:
-            for process in processes:
-                await asyncio.to_thread(process.communicate, "")
+def _connect(url: str) -> Any:
+    if is_postgres(url):
+        return floor.connect(url)
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=30)
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
 
 
-def _start_worker(url: str, concurrency: int, due_s: float = 0) -> subprocess.Popen[str]:
-    arguments = [url, str(concurrency), str(due_s)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _RUNNER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    _line_of(process)
-    return process
+def _at_once(awaitable: Any) -> None:
+    """Run what waits for nothing, as nothing does within the user's own transaction on SQLite."""
+    try:
+        awaitable.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits for something")
 
 
-def _line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
+async def _in_transactions_async(url: str, count: int) -> dict[str, Any]:
+    import psycopg  # noqa: PLC0415 - not needed for SQLite
+
+    app, retrier, _ = make_app(url)
+    taken = {"bare": 0, "start": 0, "raw": 0}
+    async with (
+        app,
+        await psycopg.AsyncConnection.connect(parse(url).conninfo, autocommit=True) as connection,
+    ):
+        for number in range(count + 50):
+            for what in _in_turns(taken, number):
+                began = time.perf_counter_ns()
+                await connection.execute("BEGIN")
+                await connection.execute("INSERT INTO bench_rows (run_id) VALUES (%s)", (str(number),))
+                if what == "start":
+                    await retrier.run(connection, "benchmarks:noop")
+                elif what == "raw":
+                    await connection.execute(*floor.insertion(1))
+                await connection.execute("COMMIT")
+                if number >= 50:
+                    taken[what] += time.perf_counter_ns() - began
+    return _added(taken, count)
 
 
-async def idle(url: str, seconds: float) -> float:
-    """Have a worker with nothing to do. Returns the share of a core that its process uses, in percent."""
-    app, _ = make_app(url)
-    async with app, app.worker():
-        await asyncio.sleep(2)
-        began, used = time.perf_counter(), time.process_time()
-        await asyncio.sleep(seconds)
-        return (time.process_time() - used) / (time.perf_counter() - began) * 100
+def _in_turns(taken: dict[str, int], number: int) -> list[str]:
+    """Return all of them, another first each time."""
+    names = list(taken)
+    return names[number % 3 :] + names[: number % 3]
 
 
-async def latency(url: str, count: int, *, across: bool) -> list[float]:
-    """Start idle runs one by one, every 50 ms. Returns milliseconds from the call to the action's first line."""
-    app, retrier = make_app(url)
-    async with app:
-        if not across:
-            async with app.worker(concurrency=10):
-                return await _latencies(app, retrier, count)
-        process = _start_worker(url, 10)
-        try:
-            return await _latencies(app, retrier, count)
-        finally:
-            await asyncio.to_thread(process.communicate, "")
+def _added(taken: dict[str, int], count: int) -> dict[str, Any]:
+    bare, start, raw = (taken[what] / count / 1000 for what in ("bare", "start", "raw"))
+    return {"bare_us": bare, "start_us": start - bare, "raw_us": raw - bare}
 
 
-async def _latencies(app: App, retrier: ActionRetrier, count: int) -> list[float]:
-    run_ids = []
-    for _ in range(count):
-        await asyncio.sleep(0.05)
-        run_ids.append(await retrier.run(app, "benchmarks:stamp", {"started_ns": time.time_ns()}))
-    # Asked afterwards, as the floor is: to wait for each would take a core from what is measured.
-    return [(await retrier.wait(app, run_id)).return_value / 1e6 for run_id in run_ids]
-
-
-def percentiles(values: list[float]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
-    cuts = statistics.quantiles(values, n=100, method="inclusive")
-    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}
+if __name__ == "__main__":
+    main(Ours)

@@ -64,7 +64,7 @@ class Claiming:
         self._lanes = Lanes()
         self._suspects_are_due = False
         self._backlog = False  # the last claim brought all that was asked for: there may be more
-        self._asked_s = 0.0
+        self._asked_s = self._asks_until_s = 0.0
         self._stopping = False
         self._wake = asyncio.Event()
         self._idle_waiters: list[asyncio.Future[None]] = []
@@ -121,11 +121,7 @@ class Claiming:
             await self._incarnation.announce_news()
             look_again_s = await self._subscription.tune(self._incarnation.claimant.id, busy=self._backlog)
             free = self._free
-            told, self._subscription.was_told = self._subscription.was_told, False
-            # A claim at once, where it is likely to bring something. Else a question comes first: a commit wakes
-            # every idle worker, and only one of them should take SQLite's write lock for it.
-            may_claim = self._backlog or told
-            if may_claim and free > 0 and not self._must_look_everywhere() and await self._claim(free):
+            if await self._claim_at_once(free):
                 return
             if self._backlog and not waiters and self._loop.time() - self._asked_s < POLL_S / 2:
                 await self._sleep(NextDue(None, None), POLL_S)  # all slots are taken, and there is more: nothing to ask
@@ -159,6 +155,24 @@ class Claiming:
         finally:
             self._subscription.active = False
             self._idle_waiters += [waiter for waiter in waiters if not waiter.done()]
+
+    async def _claim_at_once(self, free: int) -> bool:
+        """
+        Claim where that is likely to bring something; tell whether it has.
+
+        Else a question comes first: a commit wakes every idle worker, and only one of them should take SQLite's
+        write lock for it.
+        """
+        told, self._subscription.was_told = self._subscription.was_told, False
+        now_s = self._loop.time()
+        may_claim = self._backlog or (told and now_s >= self._asks_until_s)
+        if not may_claim or free <= 0 or self._must_look_everywhere():
+            return False
+        if await self._claim(free):
+            return True
+        if told:
+            self._asks_until_s = now_s + self._subscription.asks_after_vain_s
+        return False
 
     @property
     def _free(self) -> int:

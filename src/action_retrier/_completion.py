@@ -18,13 +18,23 @@ from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
 from ._functions import Mutation
 from ._lifecycle import Finish, Move, State, callback_delay_us
 from ._mutations import Mutations
-from ._ops.reports import NO_CALLBACK, Applied, CallbackMark, Settled, apply_moves, finish_callback, postpone_callback
+from ._ops.reports import (
+    NO_CALLBACK,
+    Applied,
+    CallbackMark,
+    Settled,
+    apply_moves,
+    finish_callback,
+    postpone_callback,
+    reopen_callback,
+)
 from ._registry import Registry
 from ._statements import Row
 from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
 
+_DONE = CallbackMark("done", tries=1)
 _PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Fate = Literal["written", "busy", "superseded"]
 """What became of a report; a busy run's is to be written again."""
@@ -127,7 +137,7 @@ class Completion:
         if len(shared) > 1:
             try:
                 async with self._database.transaction("read committed") as transaction:
-                    became = [await self._complete_in(transaction, report) for report in shared]
+                    became = await self._complete_in(transaction, shared)
             except BaseException as error:
                 if _is_being_canceled():
                     raise
@@ -142,16 +152,47 @@ class Completion:
                 busy.append(report)
         return busy
 
-    async def _complete_in(self, transaction: Transaction, report: Report) -> Fate:
+    async def _complete_in(self, transaction: Transaction, reports: Sequence[Report]) -> list[Fate]:
+        """
+        End runs and call back, each callback in its savepoint.
+
+        Where no user code can end the transaction, all ends are written at once. Elsewhere one that did would commit
+        the marks of the others, whose callbacks have not been called yet.
+        """
+        if not self._database.is_airtight:
+            return [await self._finish_and_call_in(transaction, report) for report in reports]
+        applied = await transaction.run(apply_moves([report.settled(_DONE) for report in reports]))
+        became = [_fate(report, applied) for report in reports]
+        for report, fate in zip(reports, became, strict=True):
+            if fate == "written":
+                await self._call_in(transaction, report)
+        return became
+
+    async def _finish_and_call_in(self, transaction: Transaction, report: Report) -> Fate:
         call = _Call()
         try:
             async with transaction.savepoint():
                 return await self._finish_and_call(transaction, report, call)
         except BaseException as error:
-            if not transaction.is_open or _is_being_canceled() or self._database.is_transient(error):
+            if self._concerns_others(transaction, error):
                 raise
             applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error, call))]))
             return _fate(report, applied)
+
+    async def _call_in(self, transaction: Transaction, report: Report) -> None:
+        call = _Call()
+        try:
+            async with transaction.savepoint():
+                await self._call(transaction, report, call)
+        except BaseException as error:
+            if self._concerns_others(transaction, error):
+                raise
+            mark = self._postponed(report, error, call)
+            await transaction.run(reopen_callback(report.run_id, report.attempt, mark))
+
+    def _concerns_others(self, transaction: Transaction, error: BaseException) -> bool:
+        """Tell whether a callback has not raised for reasons of its own, so that the shared transaction fails."""
+        return not transaction.is_open or _is_being_canceled() or self._database.is_transient(error)
 
     async def _complete_alone(self, report: Report) -> Fate:
         call = _Call()
@@ -180,15 +221,18 @@ class Completion:
     async def _finish_and_call(self, transaction: Transaction, report: Report, call: _Call) -> Fate:
         """Write the end and call back, unless the run is not this attempt's any more, or nobody's for now."""
         call.is_out = False
-        fate = _fate(report, await transaction.run(apply_moves([report.settled(CallbackMark("done", tries=1))])))
+        fate = _fate(report, await transaction.run(apply_moves([report.settled(_DONE)])))
         if fate == "written":
-            callback = self._callback(report)
-            with call.out():
-                arguments = callback.callback_arguments(
-                    run_id=report.run_id, result=_result(report.move), context=report.context
-                )
-                await self._mutations.call(transaction, callback, arguments)
+            await self._call(transaction, report, call)
         return fate
+
+    async def _call(self, transaction: Transaction, report: Report, call: _Call) -> None:
+        callback = self._callback(report)
+        with call.out():
+            arguments = callback.callback_arguments(
+                run_id=report.run_id, result=_result(report.move), context=report.context
+            )
+            await self._mutations.call(transaction, callback, arguments)
 
     def _postponed(self, report: Report, error: BaseException, call: _Call) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -167,16 +167,23 @@ class Mutation(_Registered[P, R]):
             raise InvalidArguments(function=self.name, problem=f"JSON cannot carry context: {error}") from None
         return text
 
+    @cached_property
+    def _wanted(self) -> frozenset[str]:
+        """Which of a callback's arguments the function names."""
+        parameters = self.signature.parameters
+        if any(one.kind is one.VAR_KEYWORD for one in parameters):
+            return frozenset(CALLBACK_PARAMETERS)
+        return frozenset(CALLBACK_PARAMETERS) & {one.name for one in parameters}
+
     def callback_arguments(self, *, run_id: str, result: object, context: str | None) -> dict[str, Any]:
         """Return those of the callback's arguments that the function names."""
-        names = {one.name for one in self.signature.parameters}
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in self.signature.parameters)
+        wanted = self._wanted
         given: dict[str, Any] = {}
-        if takes_all or "run_id" in names:
+        if "run_id" in wanted:
             given["run_id"] = run_id
-        if takes_all or "result" in names:
+        if "result" in wanted:
             given["result"] = result
-        if takes_all or "context" in names:
+        if "context" in wanted:
             given["context"] = None if context is None else decode(self.signature.adapter_of("context"), context)
         return given
 

@@ -10,6 +10,7 @@ import uuid
 from ._clock import Clock
 
 _CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_RANDOM = (1 << 62) - 1
 _lock = threading.Lock()
 _last_tick = 0
 
@@ -26,7 +27,7 @@ def new_run_id(clock: Clock) -> str:
     tick = (now_us // 1000 << 12) | (now_us % 1000 * 4096 // 1000)
     with _lock:
         _last_tick = tick = max(tick, _last_tick + 1)
-    value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
+    value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | int.from_bytes(os.urandom(8)) & _RANDOM
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -215,13 +215,19 @@ class _Ended:
 
 async def _wait(task: asyncio.Future[None], limit_us: int, clock: Clock) -> bool:
     """Wait for *task*; False when it took longer than *limit_us*."""
-    expired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(limit_us, lambda: expired.set_result(None))
+    either: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ring(_: object = None) -> None:
+        if not either.done():
+            either.set_result(None)
+
+    timer = clock.call_later(limit_us, ring)
+    task.add_done_callback(ring)
     try:
-        await asyncio.wait({task, expired}, return_when=asyncio.FIRST_COMPLETED)
+        await either
     finally:
         timer.cancel()
-        expired.cancel()
+        task.remove_done_callback(ring)
     return task.done()
 
 

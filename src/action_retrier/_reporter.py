@@ -18,7 +18,9 @@ from .drivers import Database
 
 _CALLBACK = "callback"  # the key of the one suspected callback that is called at a time
 _BUSY_S = 0.1
-_BATCH = 10  # callbacks that share a transaction, or are claimed at once
+_BATCH = 10  # callbacks that are claimed at once, or share a transaction at first ...
+_LARGEST_BATCH = 200  # ... and at most, if they take so little time together:
+_SHORT_S = 0.02  # what their transaction has locked, others wait for
 
 
 class Reporter:
@@ -49,6 +51,7 @@ class Reporter:
         self._unwritten: dict[Key, Report] = {}
         self._held: set[Key] = set()  # of these, those whose runs somebody's open transaction holds
         self._calling = 0
+        self._batch = _BATCH
         self._stopping = False
 
     @property
@@ -146,9 +149,11 @@ class Reporter:
         reports, self._calling_back = self._calling_back, []
         try:
             while reports:
-                busy = await self._completion.complete(reports[:_BATCH])
-                self._written(reports[:_BATCH], but=busy)
-                reports = reports[_BATCH:]
+                batch, began_s = reports[: self._batch], asyncio.get_running_loop().time()
+                busy = await self._completion.complete(batch)
+                self._written(batch, but=busy)
+                reports = reports[len(batch) :]
+                self._took(len(batch), asyncio.get_running_loop().time() - began_s)
         except BaseException:
             self._calling_back = reports + self._calling_back
             self._callback_wake.set()
@@ -170,6 +175,13 @@ class Reporter:
                 self._pause = asyncio.get_running_loop().call_later(self._pauses.next_s(), self._end_pause)
                 return
         self._changed()
+
+    def _took(self, count: int, duration_s: float) -> None:
+        """Note how long a batch of callbacks has taken, for the size of the next one."""
+        if duration_s > _SHORT_S:
+            self._batch = max(_BATCH, self._batch // 2)
+        elif count >= self._batch:
+            self._batch = min(_LARGEST_BATCH, self._batch * 2)
 
     def _end_pause(self) -> None:
         if self._pause is not None:

@@ -109,6 +109,8 @@ class Signature:
         Raises:
             InvalidArguments: One is wrong, missing or extra, or JSON cannot carry it there and back.
         """
+        if args is None and not self._needs_arguments:
+            return "{}"
         try:
             checked = self._adapter.validate_python(_mapping(self.name, args))
             text = encode(self._adapter, checked)

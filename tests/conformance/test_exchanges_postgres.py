@@ -136,7 +136,7 @@ def test_a_statement_that_fails_there_belongs_to_who_sent_it(store: Store) -> No
     """The next one finds the connection as it was."""
 
     def broken() -> Op[None]:
-        yield Statement("insert_runs", {"namespace": NAMESPACE, "runs": "[{]"}, stands_alone=True)
+        yield Statement("insert_runs", {"namespace": NAMESPACE, "rows": "[{]"}, stands_alone=True)
 
     store.write(start_runs, NAMESPACE, [store.starting()], stands_alone=True)
     for _ in range(3):

@@ -94,6 +94,19 @@ def test_an_operation_that_raises_leaves_the_users_transaction_as_it_was(
     assert {row["id"] for row in store.system.table("runs") if not row["idempotency_key"]} == {kept.id}
 
 
+def test_many_that_fail_half_way_leave_nothing_behind(store: Store, connection: sqlite3.Connection) -> None:
+    """I6: SQLite is sent one row after the other, and only a single statement is undone by itself."""
+    bad: Any = None
+    store.system.write_note(connection, "mine")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        store.through(connection, start_runs, NAMESPACE, [store.starting(), store.starting(bad)])
+
+    connection.commit()
+    assert store.system.table("runs") == []
+    assert store.system.notes() == ["mine"]
+
+
 def test_the_users_savepoints_are_the_users(store: Store, connection: sqlite3.Connection) -> None:
     one, two = store.starting(), store.starting()
     begin(connection, "BEGIN IMMEDIATE")
@@ -180,6 +193,18 @@ def test_a_handle_of_another_thread_is_refused(store: Store) -> None:
 
     with pytest.raises(InvalidContext, match="cannot be used here"):
         store.database.executor(made, writes=True)
+
+
+def test_a_transaction_of_another_thread_is_refused(store: Store) -> None:
+    def begun() -> sqlite3.Connection:
+        made = sqlite3.connect(store.database.location)
+        store.system.write_note(made, "theirs")
+        return made
+
+    connection = in_thread(begun).result()
+
+    with pytest.raises(InvalidContext, match="cannot be used here"):
+        store.through(connection, start_runs, NAMESPACE, [store.starting()])
 
 
 @pytest.mark.parametrize("handle", [None, 7, "sqlite:///x.db", Ellipsis], ids=repr)

@@ -47,6 +47,26 @@ SQLITE_ONLY = {
 """Likewise, the other way round."""
 
 
+ROW_BY_ROW = {
+    "insert_runs": {
+        "id",
+        "action",
+        "queue",
+        "on_complete",
+        "priority",
+        "at",
+        "delay",
+        "deadline",
+        "key",
+        "options",
+        "context",
+        "args",
+    },
+}
+"""Statements that PostgreSQL is sent once for many rows, as JSON, and SQLite once for each: the fields of a row."""
+SQLITE_ASKS = {"installation"}  # a handle of the user's leads to it, or nothing is done
+
+
 def names(dialect: str) -> set[str]:
     return {file.stem for file in (SQL / dialect).glob("*.sql")}
 
@@ -132,7 +152,17 @@ def test_every_dialect_has_the_same_statements() -> None:
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_every_dialect_takes_the_same_parameters(name: str) -> None:
-    assert parameters(name, "postgres") == parameters(name, "sqlite")
+    given = parameters(name, "sqlite") - SQLITE_ASKS
+    if name in ROW_BY_ROW:
+        assert ROW_BY_ROW[name] <= given
+        given = given - ROW_BY_ROW[name] | {"rows"}
+    assert parameters(name, "postgres") == given
+
+
+def test_the_rows_that_are_sent_one_by_one_have_the_same_fields_on_both() -> None:
+    for name, fields in ROW_BY_ROW.items():
+        (told,) = re.findall(r"AS one \((.*?)\)", body(read(name, "postgres")), re.DOTALL)
+        assert {part.split()[0] for part in told.split(",")} == fields
 
 
 def test_every_statement_is_sent_by_an_operation_and_the_other_way_round() -> None:

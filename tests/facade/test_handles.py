@@ -322,7 +322,7 @@ async def test_an_action_starts_others_through_its_context(api):
             raise ValueError
 
     parent_id = await api.run(api.app, parent)
-    async with api.worker() as worker:
+    async with api.worker(concurrency=1) as worker:  # so that the child waits for its parent
         result = await api.result(worker, parent_id)
         assert result.error_type == "ValueError"
         assert await api.result(worker, started[0]) == Success(return_value="child")

@@ -90,6 +90,7 @@ class SimulatedDatabase:
 
     url = location = "simulated"
     mutation_colours = frozenset({"async", "sync"})
+    is_airtight = True
     installation = "simulated"
 
     def __init__(self, server: Server, process: Process) -> None:

@@ -312,6 +312,7 @@ class Subscription:
         self.process = process
         self.active = False
         self.was_told = False
+        self.asks_after_vain_s = 0.0
         self._server = server
         self._call = call
         server.changes.append(self)

@@ -1,7 +1,7 @@
 """Start runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic_core import to_json
 
@@ -13,8 +13,7 @@ from ..errors import IdempotencyConflict
 _BATCH = 5000  # rows a statement: one that inserts any number would outlast what a call may take
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """
     One run to start, checked and encoded.
 
@@ -53,6 +52,9 @@ def start_runs(namespace: str, starts: Sequence[Start], *, stands_alone: bool = 
         IdempotencyConflict: A key belongs to a run with other arguments. What this operation
             has inserted by then goes with its transaction, or its savepoint.
     """
+    if not may_wait(starts):
+        yield from _insert(namespace, starts, stands_alone=stands_alone)
+        return [start.id for start in starts]
     renamed = yield from _owners(namespace, [start for start in starts if start.aliases], by_alias=True)
     # Keys in order: two transactions that start the same ones then wait for each other at most once.
     fresh = [start for start in starts if start.id not in renamed]
@@ -79,11 +81,10 @@ def _insert(namespace: str, starts: Sequence[Start], *, stands_alone: bool) -> O
     has_keys = may_wait(starts)
     for at in range(0, len(starts), _BATCH):
         batch = [_encode(start) for start in starts[at : at + _BATCH]]
-        encoded = to_json(batch).decode()
         is_last = not has_keys and at + _BATCH >= len(starts)
-        given = {"namespace": namespace, "runs": encoded}
         # Done again under the same ids it inserts nothing twice.
-        rows = yield Statement("insert_runs", given, is_last=is_last, stands_alone=stands_alone and is_last and at == 0)
+        alone = stands_alone and is_last and at == 0
+        rows = yield Statement("insert_runs", {"namespace": namespace}, batch, is_last=is_last, stands_alone=alone)
         inserted |= {row["id"] for row in rows}
     return inserted
 

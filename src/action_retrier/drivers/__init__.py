@@ -91,7 +91,9 @@ class Subscription(Protocol):
     active: bool
     """While False nothing is looked for on its behalf, which costs nothing."""
     was_told: bool
-    """Whether another process has said that it started something; whoever has read it clears it."""
+    """Whether another process has started something, as far as can be told; whoever has read it clears it."""
+    asks_after_vain_s: float
+    """For how long whoever was told, and claimed in vain, asks what is due before the next claim."""
 
     async def tune(self, worker: str, *, busy: bool) -> float | None:
         """
@@ -184,6 +186,8 @@ class Database(Protocol):
         """As given, with the password masked."""
 
     mutation_colours: frozenset[Colour]
+    is_airtight: bool
+    """Whether no user code can end a transaction that it is lent, by whatever way: elsewhere some are noticed after."""
     """Which colours of mutations it can serve."""
 
     @property

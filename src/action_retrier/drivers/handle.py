@@ -33,11 +33,21 @@ _RELEASE = Control("RELEASE SAVEPOINT action_retrier_call")
 class _Guard:
     """The savepoint around an operation: made with its first statement, released with its last one if that is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, undoes_statements: bool) -> None:
+        """
+        Begin with none.
+
+        Args:
+            undoes_statements: One that fails leaves nothing behind, and the transaction open: alone, it needs none.
+        """
+        self._undoes_statements = undoes_statements
         self._is_open = False
 
     def around(self, statement: Statement) -> list[Statement]:
         """Return what is to be run with *statement*."""
+        is_one = statement.is_last and len(statement.rows) <= 1  # more rows are more statements
+        if self._undoes_statements and is_one and not self._is_open:
+            return [statement]
         before = [] if self._is_open else [_SAVEPOINT]
         self._is_open = True
         return [*before, statement, *([_RELEASE] if statement.is_last else [])]
@@ -71,6 +81,8 @@ class Handle(ABC):
     """Which retriers may use it."""
     errors: ClassVar[tuple[type[Exception], ...]]
     """What the client library raises."""
+    undoes_statements: ClassVar[bool] = False
+    """Whether a statement that fails leaves nothing behind, and the transaction open."""
     waits: ClassVar[bool] = True
     """Whether an async call has to wait for the database, so that it may be canceled meanwhile."""
 
@@ -159,7 +171,7 @@ class Handle(ABC):
             await adrive(self.begin(), self.execute_async)
             if not self._is_guarded:
                 return await adrive(op, self.execute_async)
-            guard = _Guard()
+            guard = _Guard(undoes_statements=self.undoes_statements)
 
             async def execute(statement: Statement) -> Rows:
                 call.go_on()
@@ -189,7 +201,7 @@ class Handle(ABC):
             drive(self.begin(), self.execute)
             if not self._is_guarded:
                 return drive(op, self.execute)
-            guard = _Guard()
+            guard = _Guard(undoes_statements=self.undoes_statements)
 
             def execute(statement: Statement) -> Rows:
                 rows = self.execute_together(guard.around(statement))

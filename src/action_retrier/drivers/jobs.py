@@ -114,8 +114,21 @@ class Jobs(ABC):
         return await self.wait(LoopJob(make), patience_s)
 
     def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
-        """Run an operation and return what came of it."""
-        return self.wait_sync(ThreadJob(make), patience_s)
+        """Run an operation; in the caller's thread if nobody is at it, since each change of threads costs as much."""
+        job = ThreadJob(make)
+        try:
+            if self._is_ready and self._take_turn(job):
+                self._do_here(job)
+                self._pass_turn(job)
+            else:
+                self._put(job)
+        except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
+            if self._turn is job:
+                self._break_off()
+                self._pass_turn(job)
+            self._withdraw(job)
+            raise
+        return self._outcome_of(job, patience_s)  # it is queued, perhaps: it has failed, or would have had to wait
 
     def close(self) -> None:
         """Finish what is queued and let go of the connection; not at once, if somebody keeps a transaction open."""
@@ -195,6 +208,19 @@ class Jobs(ABC):
             loan = job.result
         if job.make is None and loan is not None:
             loan.give_back("rollback")
+
+    @property
+    @abstractmethod
+    def _is_ready(self) -> bool:
+        """Whether a caller need not wait before a job of his is begun."""
+
+    @abstractmethod
+    def _do_here(self, job: Job) -> None:
+        """Do a job in the thread of its caller, whose turn it is, or queue it if that would mean to wait."""
+
+    @abstractmethod
+    def _break_off(self) -> None:
+        """Leave nothing of a job that was done, and has been interrupted wherever it was."""
 
     @abstractmethod
     def _too_long(self) -> DatabaseUnavailable:

@@ -1,5 +1,5 @@
 -- Start runs. A row whose id or idempotency key is there already is left as it is.
--- In:  namespace, runs (JSON array of {id, action, queue, on_complete, priority, at (us UTC or null),
+-- In:  namespace, rows (JSON array of {id, action, queue, on_complete, priority, at (us UTC or null),
 --      delay (us, where at is null), deadline (us after due or null), key, options, context, args}), now (us UTC)
 -- Out: the ids that were inserted, and is_told (whether somebody was notified).
 -- Sleeping workers of other processes are notified, if any has asked for it: a NOTIFY takes a lock that there is one
@@ -15,7 +15,7 @@ SELECT one.id, CAST(:namespace AS text), one.action, one.queue, one.on_complete,
        greatest(clock.now, coalesce(one.at, clock.now + one.delay)) + one.deadline,
        one.key, one.options, one.context, one.args
   FROM clock
- CROSS JOIN json_to_recordset(CAST(:runs AS json)) AS one (
+ CROSS JOIN json_to_recordset(CAST(:rows AS json)) AS one (
        id text, action text, queue text, on_complete text, priority bigint, at bigint, delay bigint,
        deadline bigint, key text, options text, context text, args text)
     ON CONFLICT DO NOTHING

@@ -12,7 +12,7 @@ import psycopg
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable, InvalidContext
 from ..handle import Control
-from .connection import explain, parameters, sql, translated
+from .connection import explain, given, parameters, sql, translated
 from .handle import Home, PostgresHandle
 from .urls import Target
 
@@ -102,14 +102,9 @@ class AsyncpgHandle(PostgresHandle):
         if isinstance(statement, Control):
             await self._connection.execute(statement.name)
             return []
-        now_us = self._now_us()
-        given = [
-            statement.parameters.get(name, now_us) if name == "now" else statement.parameters[name]
-            for name in parameters(statement.name, self._target.schema)
-        ]
         rows = await self._connection._execute(  # noqa: SLF001 - `fetch` with the one argument that it lacks
             _query(statement.name, self._target.schema),
-            given,
+            [*given(statement, self._target.schema, self._now_us()).values()],
             0,
             None,
             ignore_custom_codec=True,

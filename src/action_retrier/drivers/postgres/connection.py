@@ -12,6 +12,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.postgres import register_default_adapters
 from psycopg.postgres import types as default_types
 from psycopg.rows import dict_row, tuple_row
+from pydantic_core import to_json
 
 from ..._statements import Rows, Statement
 from ...errors import DatabaseUnavailable
@@ -97,10 +98,10 @@ def numbered(name: str, schema: str) -> bytes:
 
 def given(statement: Statement, schema: str, now_us: int | None) -> dict[str, Any]:
     """Return what a statement is sent with: the instant that a test wants, or NULL for the database's own."""
-    return {
-        name: statement.parameters.get(name, now_us) if name == "now" else statement.parameters[name]
-        for name in parameters(statement.name, schema)
-    }
+    told = {"now": now_us, **statement.parameters}
+    if statement.rows:
+        told["rows"] = to_json(statement.rows).decode()
+    return {name: told[name] for name in parameters(statement.name, schema)}
 
 
 def options(target: Target) -> dict[str, Any]:

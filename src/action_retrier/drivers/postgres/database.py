@@ -68,6 +68,7 @@ class PostgresDatabase:
     """One PostgreSQL database and one schema in it."""
 
     mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
+    is_airtight = False
 
     def __init__(self, url: str, *, clock: Clock, auto_migrate: bool) -> None:
         self.url = mask_password(url)

@@ -22,6 +22,9 @@ _MOST_PER_S = 200
 class PostgresSubscription:
     """A wish to hear of commits."""
 
+    asks_after_vain_s = 0.0
+    """A claim in vain costs a statement, and nobody waits for it."""
+
     def __init__(self, listener: "Listener", call: Callable[[], None]) -> None:
         self._call = call
         self._listener = listener

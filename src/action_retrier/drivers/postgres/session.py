@@ -14,7 +14,7 @@ from ..._clock import Clock, SystemClock
 from ..._statements import Op, Rows, Statement, drive
 from ...config import logger
 from ...errors import DatabaseUnavailable
-from ..jobs import Job, Jobs, LoopJob, ThreadJob, deliver
+from ..jobs import Job, Jobs, LoopJob, deliver
 from .commits import BEGIN_READING, PATIENCE_S, begin, commit, resolve
 from .connection import (
     CALL_S,
@@ -139,22 +139,15 @@ class Session(Jobs):
             jobs[0].result = exchange.finish(partial(self._execute, connection, told_now_us(self._clock)))
         return jobs
 
-    def run_sync(self, make: Callable[[], Op[Any]], patience_s: float | None) -> Any:
-        """Run an operation; in the caller's thread if nobody is at it, since each change of threads costs as much."""
-        job = ThreadJob(make)
-        try:
-            if self._connection is not None and self._take_turn(job):
-                self._do([job])
-                self._pass_turn(job)
-            else:
-                self._put(job)
-        except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
-            if self._turn is job:
-                self._drop()
-                self._pass_turn(job)
-            self._withdraw(job)
-            raise
-        return self._outcome_of(job, patience_s)  # it has failed perhaps, and is queued to be tried again
+    @property
+    def _is_ready(self) -> bool:
+        return self._connection is not None
+
+    def _do_here(self, job: Job) -> None:
+        self._do([job])
+
+    def _break_off(self) -> None:
+        self._drop()
 
     def _work(self) -> None:
         self._serve()

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from functools import partial
 from typing import Any
 
 import aiosqlite
@@ -11,7 +12,7 @@ from ..._statements import Rows, Statement
 from ...errors import InvalidContext
 from .. import Colour
 from ..handle import Control
-from .connection import given, sql
+from .connection import execute
 from .handle import Home, SqliteHandle, how_it_begins
 
 
@@ -73,15 +74,8 @@ class AiosqliteHandle(SqliteHandle):
         if isinstance(statement, Control):
             await self._connection.execute(statement.name)
             return []
-        cursor = await self._connection.execute(sql(statement.name), given(statement, self._clock.now_us()))
-        cursor.row_factory = None  # it counts when rows are fetched
-        text_factory = self._connection.text_factory
-        if text_factory is not str:
-            self._connection.text_factory = str
-        try:
-            found = await cursor.fetchall()
-        finally:
-            if text_factory is not str:
-                self._connection.text_factory = text_factory
-        names = [column[0] for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in found]
+        # In its thread as a whole: its own calls would change threads for each row.
+        wrapped = self._connection._conn  # noqa: SLF001
+        run = partial(execute, wrapped, statement, self._clock.now_us(), installation=self._expected)
+        rows: Rows = await self._connection._execute(run)  # noqa: SLF001
+        return rows

@@ -1,26 +1,32 @@
-"""Notice commits: our own at once, those of other connections and processes by ``PRAGMA data_version``."""
+"""Notice commits: our own at once, those of other connections and processes by looking at the WAL."""
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ...errors import DatabaseUnavailable
 from .users import Users
 
-_SHORTEST_S = 0.001  # each look costs some 50 microseconds of CPU; so often only just after a commit
-_LONGEST_S = 0.02
-_PATIENCE = 50  # wait a fiftieth of the time for which nothing has happened
+_SHORTEST_S = 0.001  # each look costs some 40 microseconds of CPU, for the most part to wake up
+_LONGEST_S = 0.05
+_LIVELY_S = 5.0  # for how long after a commit it is looked for the next one without a pause
+_PATIENCE = 250  # then wait as small a part of the time for which nothing has happened
+_TICK_S = 0.02  # the clock that files are stamped by is coarse: two commits may bear one time
 
 
 class SqliteSubscription:
     """A wish to hear of commits."""
 
-    was_told = False  # a commit shows here, and not what it was
+    asks_after_vain_s = 1.0
+    """A claim takes the one write lock: whoever claims in vain on hearing of a commit asks first for a while."""
 
     def __init__(self, changes: "SqliteChanges", call: Callable[[], None]) -> None:
         self.call = call
+        self.was_told = False
         self._changes = changes
         self._active = False
 
@@ -48,11 +54,13 @@ class SqliteSubscription:
 class SqliteChanges:
     """Watches the database on behalf of the active subscriptions, in a thread of its own."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], users: Users) -> None:
+    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], users: Users) -> None:
+        self._wal = f"{path}-wal"
         self._connect = connect
         self._users = users
         users.on_fork(self.drop_connection)
         self._connection: sqlite3.Connection | None = None
+        self._connections = 0
         self._subscriptions: list[SqliteSubscription] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -94,8 +102,8 @@ class SqliteChanges:
             thread.join()
 
     def _watch(self) -> None:
-        seen = None
-        quiet_since = time.monotonic()
+        seen, stamp = None, None
+        stamped_s = asked_s = quiet_since = time.monotonic()
         while True:
             with self._changed:
                 while not self._stopping and not any(one.active for one in self._subscriptions):
@@ -103,27 +111,48 @@ class SqliteChanges:
                     quiet_since = time.monotonic()
                 if self._stopping:
                     break
-            with self._users.using():
-                version = self._version()
-            if version != seen:
-                seen = version
-                quiet_since = time.monotonic()
-                self.notify()
-            quiet = time.monotonic() - quiet_since
-            time.sleep(min(max(quiet / _PATIENCE, _SHORTEST_S), _LONGEST_S))
+            now_s = time.monotonic()
+            found = self._stamp()
+            if found != stamp:
+                stamp, stamped_s = found, now_s
+            if stamp is None or asked_s - stamped_s < _TICK_S:  # else all that bears this stamp is known
+                asked_s = now_s
+                with self._users.using():
+                    version = self._version()
+                if version != seen:
+                    seen, quiet_since = version, now_s
+                    self._tell()
+            quiet_s = now_s - quiet_since
+            time.sleep(_SHORTEST_S if quiet_s < _LIVELY_S else min(quiet_s / _PATIENCE, _LONGEST_S))
         self.drop_connection()
 
-    def _version(self) -> int | None:
-        """Return what changes with every commit of others."""
+    def _tell(self) -> None:
+        """Tell the active subscriptions that somebody else has committed something."""
+        for subscription in self._subscriptions:
+            if subscription.active:
+                subscription.was_told = True
+                subscription.call()
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """Return what changes with a commit, but for those that come at the same time: ten times as fast as to ask."""
+        try:
+            found = os.stat(self._wal)  # noqa: PTH116 - in half the time
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _version(self) -> tuple[int, int] | None:
+        """Return what changes with every commit of others: each connection counts anew."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
+                self._connections += 1
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         except (sqlite3.Error, OSError, DatabaseUnavailable):
             # Only a hint is lost: the worker polls. A new connection may do better.
             self.drop_connection()
             return None
-        return int(version)
+        return self._connections, int(version)
 
     def drop_connection(self) -> None:
         """Close the connection, which nobody uses now; the next look opens another one."""

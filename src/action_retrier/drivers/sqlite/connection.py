@@ -1,13 +1,12 @@
 """Connections, how statements run on them, and what their errors mean."""
 
-import contextlib
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from ..._statements import Rows, Statement
@@ -33,20 +32,17 @@ _REMEDIES = {
 
 
 @cache
-def sql(name: str) -> str:
-    """Return the text of a statement."""
-    return (resources.files("action_retrier") / "_sql" / "sqlite" / f"{name}.sql").read_text("utf-8")
+def _prepared(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a statement, with its parameters numbered, which are bound faster so, and their names."""
+    text = (resources.files("action_retrier") / "_sql" / "sqlite" / f"{name}.sql").read_text("utf-8")
+    text = re.sub(r"--.*", "", text).strip()
+    names = tuple(dict.fromkeys(re.findall(r":(\w+)", text)))
+    return re.sub(r":(\w+)", lambda found: f"?{names.index(found[1]) + 1}", text), names
 
 
-@cache
-def _parameters(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r":(\w+)", re.sub(r"--.*", "", sql(name))))
-
-
-def given(statement: Statement, now_us: int) -> dict[str, Any]:
-    """Return what a statement is sent with."""
-    told = statement.parameters
-    return {name: told.get(name, now_us) if name == "now" else told[name] for name in _parameters(statement.name)}
+def looks_where_it_is(statement: Statement) -> bool:
+    """Tell whether *statement* can be told to which installation a handle has to lead."""
+    return "installation" in _prepared(statement.name)[1]
 
 
 def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection:
@@ -77,9 +73,12 @@ def connect(path: Path, *, writes: bool, synchronous: str) -> sqlite3.Connection
     return connection
 
 
-def begin_immediate(connection: sqlite3.Connection) -> None:
+def begin_immediate(connection: sqlite3.Connection, *, waits: bool = True) -> bool:
     """
     Begin a write transaction on a connection that does not wait by itself, as soon as nobody else writes.
+
+    Returns:
+        Whether it has begun: always, unless it *waits* for nobody.
 
     SQLite's own way to wait looks ten times a second in the end, and loses the lock to whoever
     looks more often: beside six programs that write without a pause, that took 20 s. Only the
@@ -94,45 +93,69 @@ def begin_immediate(connection: sqlite3.Connection) -> None:
             code = error.sqlite_errorcode
             if code & 0xFF != sqlite3.SQLITE_BUSY or code == sqlite3.SQLITE_BUSY_SNAPSHOT or waited_s > BUSY_TIMEOUT_S:
                 raise
+            if not waits:
+                return False
             time.sleep(min(max(waited_s / _LOOKS, _SHORTEST_LOOK_S), _LONGEST_LOOK_S))
         else:
-            return
+            return True
 
 
-def execute(connection: sqlite3.Connection, statement: Statement, now_us: int) -> Rows:
+def execute(
+    connection: sqlite3.Connection, statement: Statement, now_us: int, *, installation: str | None = None
+) -> Rows:
     """
     Run one statement on a cursor of our own, whatever row or text factory the connection has.
+
+    Args:
+        installation: Where the connection has to lead, for a statement that looks by itself; None if that is known.
 
     Raises:
         sqlite3.Error: As it is; `translated` makes it one of ours.
     """
+    text, names = _prepared(statement.name)
     cursor = connection.cursor()
     cursor.row_factory = None
     text_factory = connection.text_factory
     if text_factory is not str:
         connection.text_factory = str
     try:
-        found = cursor.execute(sql(statement.name), given(statement, now_us)).fetchall()
-        if cursor.description is None or not found:
+        told: dict[str, Any] = {"now": now_us, "installation": installation, **statement.parameters}
+        if statement.rows:
+            written = []
+            for row in statement.rows:
+                told.update(row)
+                if cursor.execute(text, [told[name] for name in names]).rowcount:
+                    written.append(dict(row))
+            return written
+        found = cursor.execute(text, [told[name] for name in names]).fetchall()
+        if not found:
             return []
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in found]
+        columns = [column[0] for column in cursor.description]
+        return [dict(zip(columns, row, strict=True)) for row in found]
     finally:
         cursor.close()
         if text_factory is not str:
             connection.text_factory = text_factory
 
 
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+class translated:  # noqa: N801 - a context manager, that each call enters: a generator takes three times as long
     """Turn what SQLite says of the database, not of a statement, into `DatabaseUnavailable`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        ours = explain(error, path)
-        if ours is None:
-            raise
-        raise ours from error
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            ours = explain(error, self._path)
+            if ours is not None:
+                raise ours from error
 
 
 def explain(error: sqlite3.Error, path: Path) -> DatabaseUnavailable | None:

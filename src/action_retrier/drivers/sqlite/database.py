@@ -42,6 +42,7 @@ class SqliteDatabase:
     """One SQLite file."""
 
     mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
+    is_airtight = True
 
     def __init__(self, url: str, rest: str, *, clock: Clock, auto_migrate: bool) -> None:
         self.url = url
@@ -64,7 +65,7 @@ class SqliteDatabase:
         self._file = DatabaseFile(self._path)
         self._connect_to_read = partial(_connect_to_read, self._file, self._synchronous)
         # No reference to this object: it ends what it has begun when nobody holds it any more.
-        self.changes = SqliteChanges(self._connect_to_read, self._users)
+        self.changes = SqliteChanges(self._path, self._connect_to_read, self._users)
         self.leases = SqliteLeases(self._path.with_name(self._path.name + "-workers"))
 
     @property

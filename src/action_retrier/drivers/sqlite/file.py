@@ -28,7 +28,7 @@ class DatabaseFile:
             DatabaseUnavailable: Another file, or none, stands under the name, or none can be looked at.
         """
         try:
-            there = self.path.stat()
+            there = os.stat(self.path)  # noqa: PTH116 - in half the time, before each transaction
         except FileNotFoundError:
             problem = f"{self.path} was removed while it was in use"
         except OSError as error:

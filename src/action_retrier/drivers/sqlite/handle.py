@@ -3,20 +3,41 @@
 import contextlib
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ..._clock import Clock
-from ..._statements import Op, Rows, Statement, drive
+from ..._statements import Op, Rows, Statement, drive, finished, resumed
 from ...errors import InvalidContext
 from .. import Colour
 from ..handle import Control, Handle, libraries
-from .connection import execute, is_open, translated
+from .connection import execute, is_open, looks_where_it_is, translated
 from .schema import migrate, migration_texts, newest_version, refuse_newer
 from .transaction import expel
 
 T = TypeVar("T")
+
+
+class _Translated(translated):
+    """Likewise, and what it says of a table that is not there."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: "SqliteHandle") -> None:
+        super().__init__(handle.home.path)
+        self._handle = handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle.is_looking:
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                raise self._handle.no_tables() from error
+            if isinstance(error, sqlite3.ProgrammingError):
+                raise self._handle.unusable(error) from error
+        super().__exit__(kind, error, trace)
+
 
 LEGACY = -1
 """Of the attribute ``autocommit``, which Python 3.12 brought: transactions are begun as `isolation_level` says."""
@@ -50,32 +71,36 @@ class SqliteHandle(Handle):
     """What handles of either client library have."""
 
     errors = (sqlite3.Error,)
+    undoes_statements = True
     kind: str
     """What it is called in errors."""
 
     def __init__(self, home: Home, clock: Clock, *, writes: bool) -> None:
         super().__init__(writes=writes)
-        self._home = home
+        self.home = home
         self._clock = clock
         self._is_empty = False  # there are no tables yet
         self._has_begun = False
-        self._is_locking = False
+        self._expected: str | None = None  # what a statement that looks where it is has to find
+        self.is_looking = False
+        """Whether the statement is under way that tells where the handle leads."""
 
-    @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> contextlib.AbstractContextManager[None]:
         """Turn what SQLite says of the database into one of our errors."""
-        try:
-            with translated(self._home.path):
-                yield
-        except sqlite3.OperationalError as error:
-            if self._is_locking and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
-                raise self._no_tables() from error
-            raise
+        return _Translated(self)
 
-    def _no_tables(self) -> InvalidContext:
+    def no_tables(self) -> InvalidContext:
+        """Return what is said where the tables are not there."""
         return InvalidContext(
             problem="ctx is a connection to a database in which this app has no tables",
-            remedy=f"pass a connection to {self._home.path}",
+            remedy=f"pass a connection to {self.home.path}",
+        )
+
+    def unusable(self, error: sqlite3.ProgrammingError) -> InvalidContext:
+        """Return what is said of a connection that cannot be used here: another thread has made it, for instance."""
+        return InvalidContext(
+            problem=f"ctx is {self.kind} that cannot be used here ({error})",
+            remedy="make the call where the connection may be used",
         )
 
     @property
@@ -89,14 +114,25 @@ class SqliteHandle(Handle):
 
     def begin(self) -> Op[None]:
         """Check that it leads to our database, and begin what the user has not begun yet, as a writer."""
+        if not self._is_writer_already:
+            yield from self._look()
+
+    @property
+    def _is_writer_already(self) -> bool:
+        """Whether nothing is to be begun, so that what is sent may look by itself where it is."""
+        return self._writes and self.in_transaction and self.home.known_installation is not None
+
+    def _look(self) -> Op[None]:
         if self._has_begun:
             return
-        home = self._home
-        if self._writes and self.in_transaction and home.known_installation is not None:
+        home = self.home
+        if self._is_writer_already:
             # Before anything is read: what a reader has seen, another writer's commit outdates, and it may not write.
-            self._is_locking = True
-            yield Statement("take_write_lock")
-            self._is_locking = False
+            self.is_looking = True
+            try:
+                yield Statement("take_write_lock")
+            finally:
+                self.is_looking = False
         is_there = (yield Statement("select_table", {"name": "action_retrier_meta"}))[0]["is_there"]
         meta = {row["key"]: row["value"] for row in (yield Statement("select_meta"))} if is_there else {}
         found, expected = meta.get("installation"), home.known_installation
@@ -106,7 +142,7 @@ class SqliteHandle(Handle):
                 remedy=f"pass a connection to {home.path}",
             )
         if found is None and (expected is not None or not (yield from self._is_our_file())):
-            raise self._no_tables()
+            raise self.no_tables()
         version = int(meta.get("version", 0))
         refuse_newer(version)
         if found is not None and version < newest_version():
@@ -126,7 +162,7 @@ class SqliteHandle(Handle):
     def _is_our_file(self) -> Op[bool]:
         name = (yield Statement("select_file"))[0]["file"]
         with contextlib.suppress(OSError):
-            return bool(name) and Path(name).samefile(self._home.path)
+            return bool(name) and Path(name).samefile(self.home.path)
         return False
 
     def _begin_as_writer(self) -> Op[None]:
@@ -141,16 +177,38 @@ class SqliteHandle(Handle):
 
     async def run(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        return await super().run(self._on_an_empty_schema(op))
+        return await super().run(self._adapted(op))
 
     def run_sync(self, op: Op[T]) -> T:
         """Run *op*; a write that raises leaves nothing behind."""
-        return super().run_sync(self._on_an_empty_schema(op))
+        return super().run_sync(self._adapted(op))
 
-    def _on_an_empty_schema(self, op: Op[T]) -> Op[T]:
-        """Let a read before there are tables find what an empty schema has: it is no reason to write."""
-        if not self._is_empty:
+    def _adapted(self, op: Op[T]) -> Op[T]:
+        """Have *op* look where it is, if that has not been done."""
+        if self._is_empty:
+            return self._on_an_empty_schema(op)
+        if self._has_begun:
             return (yield from op)
+        try:
+            first = next(op)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if first.is_last and looks_where_it_is(first):
+            # It looks by itself: three questions would take longer than it does.
+            self.is_looking, self._expected = True, self.home.known_installation
+            try:
+                rows = yield first
+            finally:
+                self.is_looking, self._expected = False, None
+            if rows:
+                self._has_begun = True
+                return finished(op, rows)
+        yield from self._look()
+        return (yield from resumed(op, first))
+
+    def _on_an_empty_schema(self, op: Op[T]) -> T:
+        """Let a read before there are tables find what an empty schema has: it is no reason to write."""
         with contextlib.closing(sqlite3.connect(":memory:")) as empty:
             migrate(empty)
             return drive(op, lambda statement: execute(empty, statement, self._clock.now_us()))
@@ -168,15 +226,13 @@ class ConnectionHandle(SqliteHandle):
         self._connection = connection
         if not is_open(connection):
             raise InvalidContext(problem=f"ctx is {self.kind} that is closed", remedy="pass one that is open")
+        if self._is_writer_already:
+            return
         try:
             with self.translated():
                 drive(self.begin(), self.execute)
         except sqlite3.ProgrammingError as error:
-            # Used in another thread than the one it was made in, for instance.
-            raise InvalidContext(
-                problem=f"ctx is {self.kind} that cannot be used here ({error})",
-                remedy="make the call where the connection may be used",
-            ) from error
+            raise self.unusable(error) from error
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -210,7 +266,7 @@ class ConnectionHandle(SqliteHandle):
         if isinstance(statement, Control):
             self._connection.execute(statement.name)
             return []
-        return execute(self._connection, statement, self._clock.now_us())
+        return execute(self._connection, statement, self._clock.now_us(), installation=self._expected)
 
 
 def how_it_begins(connection: Any) -> str:

@@ -30,6 +30,8 @@ class LockFile:
             self.descriptor = os.open(path, _FLAGS, 0o600)
         except OSError as error:
             raise self._unavailable("opened", error) from error
+        opened = os.fstat(self.descriptor)
+        self._identity = opened.st_dev, opened.st_ino
         self._turn = threading.Lock()
 
     def _unavailable(self, what: str, error: OSError) -> DatabaseUnavailable:
@@ -39,17 +41,38 @@ class LockFile:
             "check its owner and mode, and those of the directory",
         )
 
-    def acquire(self) -> None:
-        """Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes."""
-        self._turn.acquire()
+    def acquire(self, *, waits: bool = True) -> bool:
+        """
+        Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes.
+
+        Args:
+            waits: If False it is taken only if it is free.
+
+        Returns:
+            Whether it is ours.
+        """
+        if not self._turn.acquire(blocking=waits):
+            return False
+        is_ours = False
         try:
-            while not _wait_for_lock(self.descriptor):
-                time.sleep(_DEADLOCK_PAUSE_S)
-        except BaseException as error:
-            self._turn.release()
-            if isinstance(error, OSError):
-                raise self._unavailable("locked", error) from error
-            raise
+            if waits:
+                while not _wait_for_lock(self.descriptor):
+                    time.sleep(_DEADLOCK_PAUSE_S)
+                is_ours = True
+            else:
+                is_ours = _try_lock(self.descriptor)
+        except OSError as error:
+            raise self._unavailable("locked", error) from error
+        finally:
+            if not is_ours:
+                self._give_up()
+        return is_ours
+
+    def _give_up(self) -> None:
+        """Have no lock, also where a signal's handler has raised just when it had become ours."""
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        self._turn.release()
 
     def release(self) -> None:
         """Let the next one have it."""
@@ -63,12 +86,12 @@ class LockFile:
     def is_in_place(self) -> bool:
         """Tell whether the file is still what its path names: somebody may have removed it."""
         try:
-            there = self.path.lstat()
+            there = os.lstat(self.path)
         except FileNotFoundError:
             return False
         except OSError as error:  # it may be the same, and two of one file would both have its lock
             raise self._unavailable("reached any more", error) from error
-        return os.path.samestat(there, os.fstat(self.descriptor))
+        return (there.st_dev, there.st_ino) == self._identity
 
     def write(self, text: str) -> None:
         """Replace the content, in place."""

@@ -8,6 +8,7 @@ transaction borrows the connection in its turn.
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from .users import Users
 
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # size of the WAL from which its content is copied back
 _CHECKPOINT_PAUSE_S = 0.25  # the file stays as large as it was, and a reader may pin its content: not at each commit
+_CHECKPOINT_LOOK_S = 0.01
 _TRUNCATE_BYTES = 64 * 1024 * 1024  # from which we insist on emptying it
 _LONG_LOAN_S = 5.0
 
@@ -47,6 +49,7 @@ class Writer(Jobs):
         super().__init__("action-retrier-writer", str(file.path))
         self._file = file
         self._path = file.path
+        self._wal = f"{file.path}-wal"
         self._gate = gate
         self._users = users
         users.on_fork(self.drop_connection)
@@ -118,13 +121,34 @@ class Writer(Jobs):
         else:
             self._write(jobs)
 
-    def _write(self, jobs: list[Job]) -> None:
-        """Write operations in one transaction; if that fails, each in one of its own."""
+    @property
+    def _is_ready(self) -> bool:
+        return True
+
+    def _do_here(self, job: Job) -> None:
         try:
-            with self._transaction() as connection:
+            self._write([job], waits=False)
+        except _SomebodyWrites:
+            with self._changed:
+                self._queue.appendleft(job)
+
+    def _break_off(self) -> None:
+        self.drop_connection()
+
+    def _write(self, jobs: list[Job], *, waits: bool = True) -> None:
+        """
+        Write operations in one transaction; if that fails, each in one of its own.
+
+        Raises:
+            _SomebodyWrites: One would have to wait, and must not.
+        """
+        try:
+            with self._transaction(waits=waits) as connection:
                 jobs = self.begin(jobs)
                 for job in jobs:
                     self._run(job, connection, alone=len(jobs) == 1)
+        except _SomebodyWrites:
+            raise
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the job
             if len(jobs) > 1 and not isinstance(error, DatabaseUnavailable):
                 for job in jobs:
@@ -187,19 +211,20 @@ class Writer(Jobs):
             raise _RollBack
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, waits: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction, begun when it is our turn among the processes."""
         gate = lock_file(self._gate)
-        gate.acquire()
+        if not gate.acquire(waits=waits):
+            raise _SomebodyWrites
         try:
             with self._users.using():
-                yield from self._transaction_in_turn()
+                yield from self._transaction_in_turn(waits=waits)
         finally:
             gate.release()
 
-    def _transaction_in_turn(self) -> Iterator[sqlite3.Connection]:
+    def _transaction_in_turn(self, *, waits: bool) -> Iterator[sqlite3.Connection]:
         with translated(self._path):
-            connection = self._begin_transaction()
+            connection = self._begin_transaction(waits=waits)
         try:
             yield connection
             self._check_still_open(connection)
@@ -211,11 +236,12 @@ class Writer(Jobs):
             raise
         self._checkpoint(connection)
 
-    def _begin_transaction(self) -> sqlite3.Connection:
+    def _begin_transaction(self, *, waits: bool) -> sqlite3.Connection:
         self._file.check()
         connection = self._connect()
         try:
-            begin_immediate(connection)
+            if not begin_immediate(connection, waits=waits):
+                raise _SomebodyWrites
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY_SNAPSHOT:
                 raise
@@ -264,8 +290,9 @@ class Writer(Jobs):
         now_s = time.monotonic()
         if now_s < self._checkpoint_at_s:
             return
+        self._checkpoint_at_s = now_s + _CHECKPOINT_LOOK_S
         try:
-            size = self._path.with_name(self._path.name + "-wal").stat().st_size
+            size = os.stat(self._wal).st_size  # noqa: PTH116 - in half the time
         except OSError:
             return
         if size >= _CHECKPOINT_BYTES:
@@ -273,6 +300,10 @@ class Writer(Jobs):
             mode = "TRUNCATE" if size >= _TRUNCATE_BYTES else "PASSIVE"
             with contextlib.suppress(sqlite3.Error):  # a reader is in the way: the next one tries again
                 connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+
+
+class _SomebodyWrites(Exception):
+    """It is another process's turn, or another program's."""
 
 
 class _RollBack(Exception):
