@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from action_retrier.drivers.postgres.connection import numbered, parameters
-from action_retrier.drivers.postgres.session import PLANNING
+from action_retrier.drivers.postgres.session import _PLANNING
 
 from ..stores import PostgresSystem, Store
 
@@ -26,7 +26,7 @@ def test_no_statement_reads_all_runs(store: Store, system: PostgresSystem, name:
     store.start()
     with psycopg.connect(system.url.partition("?")[0], autocommit=True) as connection:
         connection.execute(f"VACUUM ANALYZE {schema}.runs".encode())  # so small that to read it all is cheapest
-        connection.execute(PLANNING.encode())
+        connection.execute(_PLANNING.encode())
         connection.execute(f"PREPARE it AS {numbered(name, schema).decode()}".encode())
         nothing = ", ".join("NULL" for _ in parameters(name, schema))
         given = f"({nothing})" if nothing else ""

@@ -40,6 +40,7 @@ from action_retrier._worker import Worker
 from action_retrier.drivers.postgres import leases as postgres_leases
 from action_retrier.drivers.sqlite import leases as sqlite_leases
 from action_retrier.drivers.sqlite import writer
+from action_retrier.testing._watch import _apart
 
 LOOK_S = 0.01
 """How often a step that waits for something looks whether it is there."""
@@ -283,7 +284,8 @@ def stop_while_claiming() -> None:
         await start(self)
 
     def watched(*args: Any) -> Any:
-        claimed = yield from claim_runs(*args)
+        # In a transaction, which is a thread's: on the worker's own loop it would wait here for itself.
+        claimed = yield from _apart(claim_runs(*args))
         if claimed.runs:
             os.kill(os.getpid(), signal.SIGTERM)
             while not workers[0]._stopping:

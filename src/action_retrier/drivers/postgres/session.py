@@ -40,7 +40,7 @@ _TOLD_EACH_S = 30.0
 # statement names the index that it walks by its conditions, however the rows are distributed.
 # They must not depend on how large a table was when they were made, either: a claim that reads all of it, which is
 # right for a young one, goes on doing so until somebody analyzes the table. Nor is anything worth to be compiled.
-PLANNING = (
+_PLANNING = (
     "SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off;"
     " SET enable_hashjoin = off; SET enable_mergejoin = off"
 )
@@ -245,7 +245,7 @@ class Session(Jobs):
             if self._target.direct:  # elsewhere nothing is prepared
                 with deadlines.within(CALL_S, self._connection):
                     try:
-                        tell(self._connection, f"{ISOLATED}; {PLANNING}")
+                        tell(self._connection, f"{ISOLATED}; {_PLANNING}")
                     except psycopg.errors.UndefinedObject:  # something like PostgreSQL, which knows no such setting
                         tell(self._connection, ISOLATED)
         return self._connection
