@@ -405,9 +405,9 @@ def test_a_deadlock_that_the_kernel_only_suspects_is_waited_out(
     with used_lock_file(tmp_path / "gate"):
         file = lock_file(tmp_path / "gate")
         monkeypatch.setattr(fcntl, "lockf", suspicious)
-        file.acquire()
+        file.acquire(file)
         monkeypatch.undo()
-        file.release()
+        file.release(file)
     assert asked == [fcntl.LOCK_EX] * 3
 
 
@@ -432,8 +432,8 @@ def test_a_lock_that_could_not_be_taken_is_in_nobodys_way(
         with monkeypatch.context() as patch:
             patch.setattr(fcntl, "lockf", fail)
             with pytest.raises(told_as, match=words):
-                file.acquire()
+                file.acquire(file)
             with pytest.raises(type(error), match=words):
                 file.acquire_now()
-        file.acquire()
-        file.release()
+        file.acquire(file)
+        file.release(file)

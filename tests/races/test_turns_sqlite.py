@@ -49,12 +49,12 @@ async def borrow_async(database: Database) -> str:
 
 def test_a_thread_gives_up_while_another_process_writes(store: Store, gate: LockFile, impatient: None) -> None:
     """Its turn has come in this process, but another one holds the gate for longer than it may wait."""
-    gate.acquire()
+    gate.acquire(gate)
     borrowed = in_thread(borrow, store.database)
     until(lambda: taken(store))
 
     assert borrowed.result(LIMIT_S) == "refused"
-    gate.release()
+    gate.release(gate)
     assert works(store)
 
 
@@ -62,13 +62,13 @@ async def test_a_task_gives_up_while_another_process_writes(store: Store, gate: 
     """Likewise; all callbacks of a worker wait in one such task."""
     await asyncio.to_thread(_acquire, gate)
     assert await in_time(borrow_async(store.database)) == "refused"
-    gate.release()
+    gate.release(gate)
 
     assert works(store)
 
 
 def _acquire(gate: LockFile) -> None:
-    gate.acquire()
+    gate.acquire(gate)
 
 
 def _hold(database: Database, free: threading.Event, inside: threading.Event) -> None:
@@ -133,7 +133,7 @@ async def test_a_write_canceled_while_other_processes_keep_it_waiting_is_not_don
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await in_time(task)
-    gate.release()
+    gate.release(gate)
 
     assert works(store)
     assert not exists(store, run_id)
@@ -142,10 +142,10 @@ async def test_a_write_canceled_while_other_processes_keep_it_waiting_is_not_don
 def test_a_write_that_other_processes_keep_waiting_gives_up_as_well(store: Store, gate: LockFile) -> None:
     """A process that was stopped while it held the gate must not keep others for longer than they may wait."""
     run_id, make = start(store)
-    gate.acquire()
+    gate.acquire(gate)
     with pytest.raises(DatabaseUnavailable, match="did not become this call's turn"):
         store.database.write_sync(make, patience_s=SHORT_S)
-    gate.release()
+    gate.release(gate)
 
     assert works(store)
     assert not exists(store, run_id)
@@ -160,7 +160,7 @@ async def test_a_canceled_wait_for_a_transaction_leaves_it_to_nobody(
     with contextlib.ExitStack() as stack:
         if when == "waiting for other processes":
             await asyncio.to_thread(_acquire, gate)
-            stack.callback(gate.release)
+            stack.callback(gate.release, gate)
         else:
             free = stack.enter_context(held(store.database))
         task = asyncio.create_task(borrow_async(store.database))

@@ -64,6 +64,7 @@ class ThreadJob(Job):
     def __init__(self, make: Callable[[], Op[Any]] | None = None) -> None:
         super().__init__(make)
         self.done = Signal()
+        self.thread = threading.get_ident()
 
 
 class LoopJob(Job):
@@ -96,7 +97,9 @@ class Jobs(ABC):
     def __init__(self, name: str, location: str) -> None:
         self._location = location
         self._queue: deque[Job] = deque()
-        self._changed = threading.Condition()
+        # As it is, not through the Condition: written in Python, that might be left locked by a signal's handler.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._stopping = False
         self._turn: object | None = None  # whose it is to do jobs: the thread's (self), or that of a caller (a job)
         self._handed: Callable[[], None] | None = None  # what the thread is to do in the place of a caller
@@ -123,20 +126,27 @@ class Jobs(ABC):
             else:
                 self._put(job)
         except BaseException:  # a signal's handler has raised: nobody knows in the midst of what
-            if self._turn is job:
-                self._break_off()
+            try:
+                if self._turn is job:
+                    self._break_off(job)
+            finally:
                 self._pass_turn(job)
-            self._withdraw(job)
+                self._withdraw(job)
             raise
         return self._outcome_of(job, patience_s)  # it is queued, perhaps: it has failed, or would have had to wait
 
     def close(self) -> None:
         """Finish what is queued and let go of the connection; not at once, if somebody keeps a transaction open."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread and not self._is_our_turn:
             self._thread.join(_CLOSE_S)
+
+    @property
+    def _is_our_turn(self) -> bool:
+        """Whether this thread is doing a job of its own: a signal's handler, or a finalizer, has interrupted it."""
+        return isinstance(self._turn, ThreadJob) and self._turn.thread == threading.get_ident()
 
     async def wait(self, job: LoopJob, patience_s: float | None) -> Any:
         """Queue a job, and return or raise what came of it."""
@@ -179,15 +189,21 @@ class Jobs(ABC):
             job.done.set_exception(self._too_long())
 
     def _put(self, job: Job) -> None:
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise DatabaseUnavailable(problem=f"{self._location} has been closed", remedy="open the App again")
+            if isinstance(job, ThreadJob) and self._is_our_turn:
+                raise DatabaseUnavailable(
+                    problem=f"{self._location}: a signal's handler, or a finalizer, has interrupted this thread as it "
+                    "wrote, and would wait for it",
+                    remedy="have it set a flag, and make the call where that is looked at, or in another thread",
+                )
             self._queue.append(job)
             self._changed.notify()
 
     def _refuse(self, job: Job) -> bool:
         """Take back a job that has waited for too long. False: its turn has come after all."""
-        with self._changed:
+        with self._lock:
             if job.began:
                 return False
             self._take_out(job)
@@ -201,7 +217,7 @@ class Jobs(ABC):
 
     def _withdraw(self, job: Job) -> None:
         """Take back a job that nobody waits for any more. A loan ends as soon as it is handed over."""
-        with self._changed:
+        with self._lock:
             if not job.began:
                 self._take_out(job)
                 return
@@ -219,8 +235,8 @@ class Jobs(ABC):
         """Do a job in the thread of its caller, whose turn it is, or queue it if that would mean to wait."""
 
     @abstractmethod
-    def _break_off(self) -> None:
-        """Leave nothing of a job that was done, and has been interrupted wherever it was."""
+    def _break_off(self, job: Job) -> None:
+        """Leave nothing of a job that was done here, and has been interrupted wherever it was."""
 
     @abstractmethod
     def _too_long(self) -> DatabaseUnavailable:
@@ -239,7 +255,7 @@ class Jobs(ABC):
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for what is to be done next, and take the turn; None when all has been done for good."""
-        with self._changed:
+        with self._lock:
             while self._handed is None and (self._turn or not (self._queue or self._stopping)):
                 self._changed.wait(self._take_from_loop())
             if self._handed is not None:
@@ -262,7 +278,7 @@ class Jobs(ABC):
 
     def _take_turn(self, job: Job) -> bool:
         """Have the caller do a job in the thread's place, if nobody is at it or waits. The turn has to be passed on."""
-        with self._changed:
+        with self._lock:
             if self._turn or self._queue or self._stopping:
                 return False
             self._turn = job
@@ -270,14 +286,14 @@ class Jobs(ABC):
 
     def _leave_to_thread(self, task: Callable[[], None]) -> None:
         """Have the thread do *task*, and pass the turn on, in the place of whoever has it."""
-        with self._changed:
+        with self._lock:
             self._handed, self._turn = task, self
             self._changed.notify()
 
     def _pass_turn(self, whose: object) -> None:
-        """Let the thread do what has been queued meanwhile, if it is still *whose* turn."""
-        with self._changed:
-            if self._turn is not whose:
+        """Let the thread do what has been queued meanwhile, unless it is somebody else's turn by now."""
+        with self._lock:
+            if self._turn is not whose and self._turn is not None:
                 return
             self._turn = None
             if self._queue or self._stopping:
@@ -292,7 +308,7 @@ class Jobs(ABC):
 
     def begin(self, jobs: list[Job]) -> list[Job]:
         """Return those that are still wanted now that the lock is ours; from here on they cannot be taken back."""
-        with self._changed:
+        with self._lock:
             wanted = [job for job in jobs if not job.unwanted]
             for job in wanted:
                 job.began = True

@@ -146,7 +146,7 @@ class Session(Jobs):
     def _do_here(self, job: Job) -> None:
         self._do([job])
 
-    def _break_off(self) -> None:
+    def _break_off(self, job: Job) -> None:  # noqa: ARG002 - all there is of it is on the connection
         self._drop()
 
     def _work(self) -> None:
@@ -298,7 +298,7 @@ class Session(Jobs):
     def _again_later(self, jobs: list[Job], error: DatabaseUnavailable, *, hopeful: bool) -> None:
         """Put jobs back to the head of the queue, where their patience may end, and wait before the next try."""
         now_s = time.monotonic()
-        with self._changed:
+        with self._lock:
             again = []
             for job in jobs:
                 job.result = None
@@ -318,7 +318,7 @@ class Session(Jobs):
     def _pause(self) -> None:
         pause_s = self._pause_s * (0.5 + self._rng.random())
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._stopping, pause_s)
 
     def _go_back(self) -> None:

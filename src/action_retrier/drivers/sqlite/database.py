@@ -172,10 +172,10 @@ class SqliteDatabase:
             self._set_up_in_turn()
 
     def _set_up_in_turn(self) -> None:
-        gate = lock_file(self._gate)
-        # Ten processes that open a new file at once do this one after the other: switching to WAL does not wait.
-        gate.acquire()
+        gate, owner = lock_file(self._gate), object()
         try:
+            # Ten processes that open a new file at once do this one after the other: switching to WAL does not wait.
+            gate.acquire(owner)
             with (
                 translated(self._path),
                 contextlib.closing(connect(self._path, writes=True, synchronous=self._synchronous)) as connection,
@@ -183,7 +183,7 @@ class SqliteDatabase:
                 self._set_up(connection)
             self._file.remember()
         finally:
-            gate.release()
+            gate.release(owner)
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         version = found_version(connection)
@@ -290,13 +290,13 @@ class SqliteDatabase:
     def turn_to_write(self) -> Iterator[None]:
         """Queue with other writers for a transaction on a connection that is not ours."""
         with used_lock_file(self._gate):
-            gate = lock_file(self._gate)
-            gate.acquire()
+            gate, owner = lock_file(self._gate), object()
             try:
+                gate.acquire(owner)
                 with self._users.using():
                     yield
             finally:
-                gate.release()
+                gate.release(owner)
 
     @property
     def path(self) -> Path:

@@ -32,7 +32,9 @@ class LockFile:
             raise self._unavailable("opened", error) from error
         opened = os.fstat(self.descriptor)
         self._identity = opened.st_dev, opened.st_ino
-        self._turn = threading.Lock()
+        self._owner: object | None = None
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def _unavailable(self, what: str, error: OSError) -> DatabaseUnavailable:
         return DatabaseUnavailable(
@@ -41,18 +43,24 @@ class LockFile:
             "check its owner and mode, and those of the directory",
         )
 
-    def acquire(self, *, waits: bool = True) -> bool:
+    def acquire(self, owner: object, *, waits: bool = True) -> bool:
         """
         Wait for the lock: first for our own threads, which share a POSIX lock, then for other processes.
 
         Args:
+            owner: Whoever is to have it, and to `release` it, also if this raises: a signal's handler may do that
+                just when it has been won.
             waits: If False it is taken only if it is free.
 
         Returns:
-            Whether it is ours.
+            Whether it is the owner's.
         """
-        if not self._turn.acquire(blocking=waits):
-            return False
+        with self._lock:
+            while self._owner is not None:
+                if not waits:
+                    return False
+                self._changed.wait()
+            self._owner = owner
         is_ours = False
         try:
             if waits:
@@ -65,21 +73,25 @@ class LockFile:
             raise self._unavailable("locked", error) from error
         finally:
             if not is_ours:
-                self._give_up()
+                try:
+                    self.release(owner)
+                finally:
+                    self._forget(owner)
         return is_ours
 
-    def _give_up(self) -> None:
-        """Have no lock, also where a signal's handler has raised just when it had become ours."""
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
-        finally:
-            self._turn.release()
+    def release(self, owner: object) -> None:
+        """Let the next one have it, unless *owner* does not have it, or not any more."""
+        with self._lock:
+            if self._owner is owner:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+                self._forget(owner)
 
-    def release(self) -> None:
-        """Let the next one have it."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
-        self._turn.release()
+    def _forget(self, owner: object) -> None:
+        with self._lock:
+            if self._owner is owner:
+                self._owner = None
+                self._changed.notify()
 
     def acquire_now(self) -> bool:
         """Take the lock if it is free, for this process as a whole, until the file is closed."""

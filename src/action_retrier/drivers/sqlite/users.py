@@ -24,35 +24,51 @@ class Users:
 
     def __init__(self) -> None:
         self._closing: list[Callable[[], None]] = []
-        self._changed = threading.Condition()
-        self._count = 0
+        self._reset()
         self._is_forking = False
         self.was_forked_open = False
         """In a child: its parent had a connection open at the fork, so that none may be opened here."""
         _all.add(self)
+
+    def _reset(self) -> None:
+        self._inside: set[object] = set()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def on_fork(self, close: Callable[[], None]) -> None:
         """Have *close* called when nobody uses a connection, before a fork. They are opened again as needed."""
         self._closing.append(close)
 
     @contextlib.contextmanager
-    def using(self) -> Iterator[None]:
-        """Use connections inside; a fork waits, and who comes during one waits for its end."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_forking)
-            self._count += 1
+    def using(self, user: object = None) -> Iterator[None]:
+        """
+        Use connections inside; a fork waits, and who comes during one waits for its end.
+
+        Args:
+            user: By whom they are used, for whoever has to `leave` if that is cut short.
+        """
+        user = user or object()
         try:
+            with self._lock:
+                while self._is_forking:
+                    self._changed.wait()
+                self._inside.add(user)
             yield
         finally:
-            with self._changed:
-                self._count -= 1
+            self.leave(user)
+
+    def leave(self, user: object) -> None:
+        """Use no connections any more; nothing, if that is so already."""
+        with self._lock:
+            if user in self._inside:
+                self._inside.remove(user)
                 self._changed.notify_all()
 
     def before_fork(self, give_up_at_s: float) -> None:
         """Let nobody begin, wait for those who have begun, and close everything."""
         self._changed.acquire()
         self._is_forking = True
-        if self._changed.wait_for(lambda: not self._count, max(0.0, give_up_at_s - time.monotonic())):
+        if self._changed.wait_for(lambda: not self._inside, max(0.0, give_up_at_s - time.monotonic())):
             for close in self._closing:
                 close()
         else:
@@ -67,8 +83,8 @@ class Users:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: none of the threads is here."""
-        self._changed = threading.Condition()
-        self._count, self._is_forking = 0, False
+        self._reset()
+        self._is_forking = False
 
 
 _forking: list[Users] = []

@@ -129,11 +129,16 @@ class Writer(Jobs):
         try:
             self._write([job], waits=False)
         except _SomebodyWrites:
-            with self._changed:
+            with self._lock:
                 self._queue.appendleft(job)
+        if job.error is not None:
+            self._break_off(job)  # it may be a signal's handler that has raised that
 
-    def _break_off(self) -> None:
-        self.drop_connection()
+    def _break_off(self, job: Job) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            self.drop_connection()
+        lock_file(self._gate).release(job)
+        self._users.leave(job)
 
     def _write(self, jobs: list[Job], *, waits: bool = True) -> None:
         """
@@ -143,7 +148,7 @@ class Writer(Jobs):
             _SomebodyWrites: One would have to wait, and must not.
         """
         try:
-            with self._transaction(waits=waits) as connection:
+            with self._transaction(jobs[0], waits=waits) as connection:
                 jobs = self.begin(jobs)
                 for job in jobs:
                     self._run(job, connection, alone=len(jobs) == 1)
@@ -181,7 +186,7 @@ class Writer(Jobs):
         loan: SqliteTransaction | None = None
         error: BaseException | None = None
         try:
-            with self._transaction() as connection:
+            with self._transaction(job) as connection:
                 assert self._guard is not None
                 loan = SqliteTransaction(connection, self._guard, self._path, self._clock)
                 self._hand_over(job, loan)
@@ -198,7 +203,7 @@ class Writer(Jobs):
 
     def _hand_over(self, job: Job, loan: SqliteTransaction) -> None:
         """Wait until the borrower is done. Raises `_RollBack` unless it wants to commit."""
-        with self._changed:
+        with self._lock:
             if job.unwanted:
                 raise _RollBack
             job.began, job.result = True, loan
@@ -211,16 +216,16 @@ class Writer(Jobs):
             raise _RollBack
 
     @contextlib.contextmanager
-    def _transaction(self, *, waits: bool = True) -> Iterator[sqlite3.Connection]:
-        """A write transaction, begun when it is our turn among the processes."""
+    def _transaction(self, job: Job, *, waits: bool = True) -> Iterator[sqlite3.Connection]:
+        """A write transaction for *job*, and others perhaps, begun when it is our turn among the processes."""
         gate = lock_file(self._gate)
-        if not gate.acquire(waits=waits):
-            raise _SomebodyWrites
         try:
-            with self._users.using():
+            if not gate.acquire(job, waits=waits):
+                raise _SomebodyWrites
+            with self._users.using(job):
                 yield from self._transaction_in_turn(waits=waits)
         finally:
-            gate.release()
+            gate.release(job)
 
     def _transaction_in_turn(self, *, waits: bool) -> Iterator[sqlite3.Connection]:
         with translated(self._path):
@@ -267,10 +272,11 @@ class Writer(Jobs):
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = connect(self._path, writes=True, synchronous=self._synchronous)
+            connection = connect(self._path, writes=True, synchronous=self._synchronous)
             # We hold the gate: a transaction begins in a way of its own, and a checkpoint must not wait for readers.
-            self._connection.execute("PRAGMA busy_timeout = 0").fetchall()
-            self._guard = Guard(self._connection)
+            connection.execute("PRAGMA busy_timeout = 0").fetchall()
+            self._guard = Guard(connection)
+            self._connection = connection  # last: one without its guard would be used as it is
         return self._connection
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
