@@ -15,7 +15,7 @@ _SHORTEST_S = 0.001  # each look costs some 40 microseconds of CPU, for the most
 _LONGEST_S = 0.05
 _LIVELY_S = 5.0  # for how long after a commit it is looked for the next one without a pause
 _PATIENCE = 250  # then wait as small a part of the time for which nothing has happened
-_TICK_S = 0.02  # the clock that files are stamped by is coarse: two commits may bear one time
+_AGAIN = 10  # ask again when as small a part of the time has passed since the WAL was written to, for _LIVELY_S
 
 
 class SqliteSubscription:
@@ -114,8 +114,8 @@ class SqliteChanges:
             now_s = time.monotonic()
             found = self._stamp()
             if found != stamp:
-                stamp, stamped_s = found, now_s
-            if stamp is None or asked_s - stamped_s < _TICK_S:  # else all that bears this stamp is known
+                stamp, stamped_s, quiet_since = found, now_s, now_s
+            if stamp is None or _may_show_more(now_s, asked_s, stamped_s):
                 asked_s = now_s
                 with self._users.using():
                     version = self._version()
@@ -160,3 +160,13 @@ class SqliteChanges:
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
+
+
+def _may_show_more(now_s: float, asked_s: float, stamped_s: float) -> bool:
+    """
+    Tell whether to ask once more for what bears one stamp.
+
+    A commit is stamped when it is written, and shows when that is on the disk, which may take a second; and the clock
+    of stamps is coarse, so that several commits may bear one.
+    """
+    return asked_s - stamped_s < _LIVELY_S and now_s - asked_s >= (asked_s - stamped_s) / _AGAIN
