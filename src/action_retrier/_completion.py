@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
 from ._functions import Mutation
@@ -25,6 +25,7 @@ from ._ops.reports import (
     Settled,
     apply_moves,
     finish_callback,
+    lost_attempts,
     postpone_callback,
     reopen_callback,
 )
@@ -96,6 +97,23 @@ class _Call:
         self.is_out = False
 
 
+class _Shared:
+    """A transaction that callbacks share, as they get it; it notes whether one of them made a call of ours in it."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+        self.was_used = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"run", "run_sync"}:
+            self.was_used = True
+        return getattr(self.transaction, name)
+
+
+class _Touched(Exception):
+    """A callback has changed a run whose own callback was still to be called, in the transaction that they share."""
+
+
 class Completion:
     """Writes reports and calls back."""
 
@@ -163,9 +181,10 @@ class Completion:
             return [await self._finish_and_call_in(transaction, report) for report in reports]
         applied = await transaction.run(apply_moves([report.settled(_DONE) for report in reports]))
         became = [_fate(report, applied) for report in reports]
+        shared = _Shared(transaction)
         for report, fate in zip(reports, became, strict=True):
             if fate == "written":
-                await self._call_in(transaction, report)
+                await self._call_in(shared, report)
         return became
 
     async def _finish_and_call_in(self, transaction: Transaction, report: Report) -> Fate:
@@ -179,16 +198,25 @@ class Completion:
             applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error, call))]))
             return _fate(report, applied)
 
-    async def _call_in(self, transaction: Transaction, report: Report) -> None:
-        call = _Call()
+    async def _call_in(self, shared: "_Shared", report: Report) -> None:
+        call, transaction = _Call(), shared.transaction
+        if shared.was_used and not await self._is_as_written(transaction, report):
+            raise _Touched
         try:
             async with transaction.savepoint():
-                await self._call(transaction, report, call)
+                await self._call(cast("Transaction", shared), report, call)
         except BaseException as error:
             if self._concerns_others(transaction, error):
                 raise
             mark = self._postponed(report, error, call)
-            await transaction.run(reopen_callback(report.run_id, report.attempt, mark))
+            if not await transaction.run(reopen_callback(report.run_id, report.attempt, mark)):
+                raise _Touched from error
+
+    async def _is_as_written(self, transaction: Transaction, report: Report) -> bool:
+        """Tell whether a run still is as its end was written: another one's callback may remove it, or retry it."""
+        assert isinstance(report.move, Finish)
+        found = await transaction.run(lost_attempts([(report.run_id, report.attempt)]))
+        return found == [(report.run_id, report.attempt, report.move.state)]
 
     def _concerns_others(self, transaction: Transaction, error: BaseException) -> bool:
         """Tell whether a callback has not raised for reasons of its own, so that the shared transaction fails."""

@@ -11,9 +11,10 @@ import pytest
 
 from action_retrier import errors
 from action_retrier._lifecycle import Raised
-from action_retrier._ops.control import cancel_run
+from action_retrier._ops.control import cancel_run, clean_up_run, retry_run
 from action_retrier._ops.reads import read_status
 from action_retrier._ops.starts import start_runs
+from action_retrier._statements import Op
 from action_retrier.results import Canceled, Completed, Failed, InProgress, Success
 
 from ..stores import NAMESPACE
@@ -116,6 +117,61 @@ async def test_callbacks_that_opted_in_share_a_transaction(bench: Bench) -> None
     await bench.complete(rows)
 
     assert (seen, bench.notes) == ([[], []], ["a", "b"])
+
+
+def _cleaned(run_id: str) -> Op[Any]:
+    return clean_up_run(NAMESPACE, run_id, discard_callback=False)
+
+
+def _retried(run_id: str) -> Op[Any]:
+    return retry_run(NAMESPACE, run_id)
+
+
+@isolations
+@pytest.mark.parametrize("touch", [_cleaned, _retried])
+async def test_a_callback_keeps_off_a_run_whose_own_callback_is_still_to_come(
+    bench: Bench, isolation: Any, touch: Any
+) -> None:
+    """I4: also where both share a transaction, in which the other one may raise, and is then tried again."""
+    seen: list[Any] = []
+
+    async def meddle(ctx: Any, context: Any) -> None:
+        bench.note(ctx, "meddled")
+        (other,) = (run["id"] for run in bench.store.system.table("runs") if run["on_complete"] == "done")
+        await ctx._transaction.run(touch(other))
+
+    async def fail(ctx: Any, run_id: str) -> None:
+        seen.append(await ctx._transaction.run(read_status(NAMESPACE, run_id)))
+        raise ValueError
+
+    bench.callback(meddle, "meddling", isolation=isolation)
+    bench.callback(fail, isolation=isolation)
+    rows = [bench.claimed(name) for name in ("meddling", "done")]
+    reports = [bench.report(row, Raised("builtins.ValueError", "no", retryable=False)) for row in rows]
+
+    await bench.completion.complete(reports)
+
+    assert bench.notes == []
+    assert [bench.state(row) for row in rows] == [("failed", "pending", 1)] * 2
+    assert all(isinstance(status, Completed) for status in seen)
+    assert "RunInProgress" in bench.store.row(rows[0]["id"])["callback_error"]
+
+
+async def test_a_callback_may_clean_up_its_own_run_beside_others(bench: Bench) -> None:
+    """They share a transaction, and each is called once."""
+    called: list[str] = []
+
+    async def clean_up(ctx: Any, run_id: str, context: Any) -> None:
+        called.append(context)
+        await ctx._transaction.run(_cleaned(run_id))
+        bench.note(ctx, context)
+
+    bench.callback(clean_up, isolation=SHARED)
+    rows = [bench.claimed(context=f'"{text}"') for text in "abc"]
+
+    await bench.complete(rows)
+
+    assert (called, bench.notes, bench.store.system.table("runs")) == (["a", "b", "c"], ["a", "b", "c"], [])
 
 
 async def test_serializable_callbacks_have_a_transaction_each(bench: Bench) -> None:
