@@ -35,6 +35,9 @@ from .config import logger
 from .drivers import Database, Transaction
 from .results import Canceled, Failed, RunResult, Success
 
+SHORT_S = 0.02
+"""For how long callbacks that share a transaction are begun in it: what it has locked, others wait for."""
+_AT_ONCE = 10  # callbacks that are called before it is asked whether that is over
 _DONE = CallbackMark("done", tries=1)
 _PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Fate = Literal["written", "busy", "superseded"]
@@ -144,15 +147,18 @@ class Completion:
         """
         End runs and call back, in the same transaction.
 
-        Serializable callbacks have a transaction each. Those that opted into *read committed*
-        share one, each in its savepoint; if the shared one fails, each is done again by itself.
+        Serializable callbacks have a transaction each. Those that opted into *read committed* share one, or several if
+        they take long, each in its savepoint; if a shared one fails, each is done again by itself.
 
         Returns:
             As `write`.
         """
-        shared = [report for report in reports if self._callback(report).isolation == "read committed"]
+        shared: list[Report] = []
+        alone: list[Report] = []
         busy: list[Report] = []
-        if len(shared) > 1:
+        for report in reports:
+            (shared if self._callback(report).isolation == "read committed" else alone).append(report)
+        while len(shared) > 1:
             try:
                 async with self._database.transaction("read committed") as transaction:
                     became = await self._complete_in(transaction, shared)
@@ -160,28 +166,35 @@ class Completion:
                 if _is_being_canceled():
                     raise
                 logger.info("a shared transaction of callbacks failed; each is done alone (%s)", type(error).__name__)
-            else:
-                for report, fate in zip(shared, became, strict=True):
-                    _tell(report, fate)
-                busy = [report for report, fate in zip(shared, became, strict=True) if fate == "busy"]
-                reports = [report for report in reports if report not in shared]
-        for report in reports:
-            if await self._complete_alone(report) == "busy":
-                busy.append(report)
+                break
+            for report, fate in zip(shared, became, strict=False):
+                _tell(report, fate)
+                if fate == "busy":
+                    busy.append(report)
+            shared = shared[len(became) :]
+        busy += [report for report in [*shared, *alone] if await self._complete_alone(report) == "busy"]
         return busy
 
     async def _complete_in(self, transaction: Transaction, reports: Sequence[Report]) -> list[Fate]:
+        """End runs and call back, each callback in its savepoint; the first ones, if that takes long."""
+        now_s = asyncio.get_running_loop().time
+        until_s, shared, became = now_s() + SHORT_S, _Shared(transaction), list[Fate]()
+        while len(became) < len(reports) and (not became or now_s() < until_s):
+            became += await self._complete_some_in(shared, reports[len(became) : len(became) + _AT_ONCE])
+        return became
+
+    async def _complete_some_in(self, shared: "_Shared", reports: Sequence[Report]) -> list[Fate]:
         """
-        End runs and call back, each callback in its savepoint.
+        End runs and call back.
 
         Where no user code can end the transaction, all ends are written at once. Elsewhere one that did would commit
         the marks of the others, whose callbacks have not been called yet.
         """
+        transaction = shared.transaction
         if not self._database.is_airtight:
             return [await self._finish_and_call_in(transaction, report) for report in reports]
         applied = await transaction.run(apply_moves([report.settled(_DONE) for report in reports]))
         became = [_fate(report, applied) for report in reports]
-        shared = _Shared(transaction)
         for report, fate in zip(reports, became, strict=True):
             if fate == "written":
                 await self._call_in(shared, report)

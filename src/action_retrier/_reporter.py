@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ._clock import Clock
-from ._completion import Completion, Report
+from ._completion import SHORT_S, Completion, Report
 from ._execution import Execution, Key
 from ._lifecycle import Attempted, Outcome, Reschedule, settle
 from ._ops.claims import Claimant, claim_callbacks
@@ -19,8 +19,7 @@ from .drivers import Database
 _CALLBACK = "callback"  # the key of the one suspected callback that is called at a time
 _BUSY_S = 0.1
 _BATCH = 10  # callbacks that are claimed at once, or share a transaction at first ...
-_LARGEST_BATCH = 200  # ... and at most, if they take so little time together:
-_SHORT_S = 0.02  # what their transaction has locked, others wait for
+_LARGEST_BATCH = 200  # ... and at most, if they take `SHORT_S` together
 
 
 class Reporter:
@@ -178,7 +177,7 @@ class Reporter:
 
     def _took(self, count: int, duration_s: float) -> None:
         """Note how long a batch of callbacks has taken, for the size of the next one."""
-        if duration_s > _SHORT_S:
+        if duration_s > SHORT_S:
             self._batch = max(_BATCH, self._batch // 2)
         elif count >= self._batch:
             self._batch = min(_LARGEST_BATCH, self._batch * 2)

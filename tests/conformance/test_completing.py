@@ -119,6 +119,28 @@ async def test_callbacks_that_opted_in_share_a_transaction(bench: Bench) -> None
     assert (seen, bench.notes) == ([[], []], ["a", "b"])
 
 
+@pytest.mark.parametrize(("each_takes_s", "transactions"), [(0.0, 1), (0.1, 3)], ids=["quick", "slow"])
+async def test_callbacks_that_take_long_do_not_keep_one_transaction_open(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, each_takes_s: float, transactions: int
+) -> None:
+    """Nor do many that were quick until now: on SQLite nobody else can write meanwhile."""
+    loop, passed_s, seen = asyncio.get_running_loop(), [0.0], set()
+    monkeypatch.setattr(loop, "time", lambda time=loop.time: time() * 1e-6 + passed_s[0])
+
+    def take_long(ctx: Any, run_id: str) -> None:
+        seen.add(len(bench.notes))  # which others have committed
+        bench.note(ctx, run_id)
+        passed_s[0] += each_takes_s
+
+    bench.callback(take_long, isolation=SHARED)
+    rows = [bench.claimed() for _ in range(30)]
+
+    await bench.complete(rows)
+
+    assert seen == {30 // transactions * number for number in range(transactions)}
+    assert bench.notes == [row["id"] for row in rows]
+
+
 def _cleaned(run_id: str) -> Op[Any]:
     return clean_up_run(NAMESPACE, run_id, discard_callback=False)
 
