@@ -24,6 +24,8 @@ POLL_S = 1.0
 _UNWRITTEN = 10  # reports at least that may be waiting to be written when more is claimed
 _HAND_OVER_S = 0.0001
 """For how long the event loop lets the thread that sends a claim have the interpreter."""
+_LATER_S = 0.005
+"""How much later than its claim a suspect may begin, and by how much a loop may round."""
 
 
 class _Answer(NamedTuple):
@@ -250,7 +252,7 @@ class Claiming:
             await self._incarnation.begin_again(worker)
             return True
         if claimed.suspects:
-            self._loop.call_later(PROBATION_S, self._wake.set)
+            self._loop.call_later(PROBATION_S + _LATER_S, self._wake.set)
         await asyncio.sleep(0)  # they begin first; the next question wakes a thread that competes for the interpreter
         return bool(rows)
 

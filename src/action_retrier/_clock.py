@@ -54,6 +54,16 @@ class SystemClock:
         return lambda: None
 
 
+def loop_time_s(loop: asyncio.AbstractEventLoop) -> float:
+    """Return a loop's time as it is now: that of uvloop stands still while calls are made, until a timer is set."""
+    loop.call_later(0.001, _nothing).cancel()
+    return loop.time()
+
+
+def _nothing() -> None:
+    """Is never called."""
+
+
 def boot_time_us() -> int:
     """
     Return the time since the machine started, in microseconds.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import _attempt
-from ._clock import Clock, Timer
+from ._clock import Clock, Timer, loop_time_s
 from ._codec import describe_exception
 from ._contexts import ActionCtx, AttemptSignals, StopReason, SyncActionCtx
 from ._functions import Action
@@ -152,7 +152,7 @@ class Executions:
             return damage
         if execution.attempted.losses:
             # Again: its probation counts from here, however long the event loop was busy.
-            self.suspects.start(execution.key, execution.attempted.losses, asyncio.get_running_loop().time())
+            self.suspects.start(execution.key, execution.attempted.losses, loop_time_s(asyncio.get_running_loop()))
         row, policy = execution.row, execution.attempted.policy
         if policy.attempt_timeout_ms is not None:
             self._limit(execution, to_us(policy.attempt_timeout_ms), "timed_out")

@@ -177,14 +177,14 @@ def _run_in_thread(worker: Worker, started: "Future[Any]") -> None:
     run_to_end(live())
 
 
-def run_to_end(main: Any) -> None:
+def run_to_end(main: Any, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
     """
     Run a coroutine on an event loop of its own.
 
     Unlike ``asyncio.run`` it does not wait for tasks that swallow their cancellation: an action
     that does must not keep the process from ending.
     """
-    loop = asyncio.new_event_loop()
+    loop = new_loop()
     try:
         loop.run_until_complete(main)
         loop.run_until_complete(loop.shutdown_asyncgens())

@@ -290,13 +290,19 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Start]:
+def start_options() -> list[str]:
+    """What every process is started with, besides what its test says."""
+    return []
+
+
+@pytest.fixture
+def start(folder: Path, start_options: list[str]) -> Iterator[Start]:
     """Start `python -m action_retrier ...` in the directory, each in a process group of its own, which is ended."""
     processes: list[Process] = []
 
     def call(*arguments: str, **options: Any) -> Process:
         process = subprocess.Popen(
-            [*ends_with_us(), sys.executable, "-m", "action_retrier", *arguments],
+            [*ends_with_us(), sys.executable, "-m", "action_retrier", *arguments, *start_options],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             text=True,

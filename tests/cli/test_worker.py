@@ -13,6 +13,13 @@ from action_retrier import App, Completed, InProgress, Success, SyncActionRetrie
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
+@pytest.fixture(params=["asyncio", "uvloop"], autouse=True)
+def loop(request, start_options):
+    """Each way to live and to end, on each event loop."""
+    start_options += ["--loop", request.param]
+    return request.param
+
+
 @pytest.mark.parametrize("number", STOPS)
 def test_its_first_line_tells_the_database_and_from_then_on_it_heeds_signals(start, folder, number):
     worker = start("worker", "job:app")
@@ -34,6 +41,50 @@ def test_it_executes_runs_and_tells_that_it_is_ready(start, retrier):
     assert ready.endswith("actions, queues default, up to 3 attempts at once")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
+
+
+NAMES_ITS_LOOP = """
+import asyncio
+
+from action_retrier import App
+
+app = App("sqlite:///job.db")
+
+
+@app.action
+async def name_loop() -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+"""
+
+
+def test_it_runs_on_the_event_loop_that_is_asked_for(start, write, retrier, loop):
+    write("names.py", NAMES_ITS_LOOP)
+    start("worker", "names:app").hear("is ready")
+
+    assert retrier.wait(retrier.start("names:name_loop")) == Success(loop)
+
+
+@pytest.mark.parametrize("loop", ["auto"], indirect=True)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_it_runs_on_uvloop_where_that_is_installed(start, write, retrier, processes):
+    write("names.py", NAMES_ITS_LOOP)
+    start("worker", "names:app", "--processes", processes).hear("is ready")
+
+    assert retrier.wait(retrier.start("names:name_loop")) == Success("uvloop")
+
+
+@pytest.mark.parametrize("loop", ["auto", "uvloop"], indirect=True)
+def test_uvloop_may_be_missing_unless_it_is_asked_for(start, write, retrier, loop):
+    """What is called uvloop here is found first, and raises what is raised where there is none."""
+    write("uvloop.py", "raise ImportError")
+    write("names.py", NAMES_ITS_LOOP)
+    worker = start("worker", "names:app")
+
+    if loop == "auto":
+        assert retrier.wait(retrier.start("names:name_loop")) == Success("asyncio")
+    else:
+        assert worker.wait() == 2
+        assert worker.err == ["Error: --loop uvloop: it is not installed (pip install 'action-retrier[uvloop]')"]
 
 
 def test_as_json_every_line_is_an_event(start, folder):

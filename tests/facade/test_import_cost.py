@@ -78,6 +78,13 @@ def test_what_is_not_needed_is_not_imported(scripts, source):
     assert loaded & set(NEVER) == set()
 
 
+def test_a_worker_process_imports_nothing_for_tables(scripts):
+    """It prints none, and lives for long."""
+    scripts.write("job.py", "import action_retrier.cli\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))\n")
+    loaded = set(json.loads(scripts.run("job.py").stdout))
+    assert loaded & {*NEVER, "pygments"} - {"typer", "click"} == set()
+
+
 def test_the_import_has_no_side_effects(scripts):
     """No file, no thread, no handler, no output, no warning."""
     scripts.write(

@@ -1,22 +1,18 @@
 """``doctor``: is the database well, and does everything that waits have somebody who does it?"""
 
 import asyncio
-from collections.abc import Sequence
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from .._ops.health import read_health
 from ..app import App
-from .checks import Check, Judgement, judge
+from .checks import Judgement, judge
 from .loading import database_of, find_app
 from .options import AppOption, DatabaseOption, JsonOption, NamespaceOption
-from .terminal import counted, print_json, put
+from .terminal import print_json
 
 PATIENCE_US = 60_000_000
 """A run that has been due for longer counts as stuck."""
-_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def doctor(
@@ -52,7 +48,9 @@ def doctor(
             }
         )
     else:
-        _print(found, checks)
+        from .findings import print_findings  # noqa: PLC0415 - a worker needs no tables
+
+        print_findings(found, checks)
     if not is_well:
         raise typer.Exit(1)
 
@@ -65,15 +63,3 @@ def examine(app: App) -> Judgement:
     dead = set(asyncio.run(database.leases.dead(sorted(known))))
     silent = set(asyncio.run(database.leases.silent(sorted(known - dead))))
     return judge(health, dead=dead, silent=silent)
-
-
-def _print(app: App, checks: Sequence[Check]) -> None:
-    made = Table.grid(padding=(0, 2, 0, 0))
-    made.add_column(no_wrap=True)
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
-    for what, verdict, told in checks:
-        made.add_row(Text(verdict, style=_STYLES[verdict]), Text(what), Text(told))
-    verdicts = [verdict for _, verdict, _ in checks]
-    sums = ", ".join(counted(verdicts.count(one), one) for one in ("error", "warning"))
-    put(Text(f"database: {app.location} (namespace {app.namespace})"), made, Text(sums))

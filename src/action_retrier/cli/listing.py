@@ -7,7 +7,8 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ..results import Failed, Run
-from .terminal import clean, complain, counted, hang, is_wrapped, put, span, width
+from .printing import hang, put
+from .terminal import clean, complain, counted, is_wrapped, span, width
 
 STYLES = {"pending": "", "running": "cyan", "succeeded": "green", "failed": "red", "canceled": "yellow"}
 _ID, _STATE = 38, 11  # columns, with the space after each

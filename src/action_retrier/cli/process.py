@@ -12,6 +12,7 @@ from .._sessions import run_to_end
 from .._worker import Worker
 from ..app import App
 from ..config import logger
+from .loops import Loop, new_loop_of
 from .orders import READY, Orders, leave, take_line
 from .terminal import counted, say
 
@@ -26,6 +27,7 @@ class WorkerProcess:
         concurrency: int,
         queues: list[str] | None,
         grace_ms: float,
+        loop: Loop,
         json: bool,
         supervised: bool,
         told: bool,
@@ -34,6 +36,7 @@ class WorkerProcess:
         self._session = app.worker(concurrency=concurrency, queues=queues, grace_ms=grace_ms)
         self._orders = Orders(to_us(grace_ms) / 1e6)
         self._concurrency = concurrency
+        self._new_loop = new_loop_of(loop)
         self._queues = queues
         self._json = json
         self._told = told
@@ -42,7 +45,7 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Work until told to stop. Does not return if an action does not react to that."""
-        run_to_end(self._live())
+        run_to_end(self._live(), self._new_loop)
         if self._abandoned:
             # Everything is reported. The interpreter would wait for the event loop or for threads of the action.
             leave(0)

@@ -13,7 +13,6 @@ from ..app import App
 from ..errors import RunInProgress
 from ..results import Completed, Failed, RunStatus, Success, to_json
 from .hints import hint_at_names
-from .listing import print_runs
 from .loading import WrongUsage, as_usage, find_app
 from .options import (
     ActionOption,
@@ -29,7 +28,6 @@ from .options import (
     one_of,
     whole,
 )
-from .story import print_story
 from .terminal import clean, complain, counted, print_json, say
 
 
@@ -90,6 +88,8 @@ def list_(
     if json:
         say(to_json(page))
     else:
+        from .listing import print_runs  # noqa: PLC0415 - a worker needs no tables
+
         print_runs(page.runs, _now_us(found))
     if not page.runs:
         hint_at_names(action, found, app)
@@ -115,6 +115,8 @@ def show(
     if json:
         say(to_json(run))
     else:
+        from .story import print_story  # noqa: PLC0415 - a worker needs no tables
+
         print_story(run, _now_us(found))
 
 

@@ -10,7 +10,8 @@ from rich.text import Text
 from .._policy import RetryPolicy
 from ..results import Attempt, Failed, Run, Success, to_json
 from .listing import STYLES, describe
-from .terminal import clean, clean_lines, hang, instant, put, span
+from .printing import hang, put
+from .terminal import clean, clean_lines, instant, span
 
 _TOLD_APART = frozenset({"queue", "priority"})
 

@@ -1,4 +1,4 @@
-"""How things are said on the terminal: tables, durations, and text that others have written."""
+"""How things are said on the terminal: lines, durations, and text that others have written."""
 
 import json
 import os
@@ -7,50 +7,18 @@ import sys
 from datetime import datetime, timedelta
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
-from rich.text import Text
-
-_LEAST = 60
+LEAST_WIDTH = 60
 _WIDE = 10_000  # what is piped is not wrapped: a line a row, whatever its length
 
 
 def width() -> int:
     """Return how wide a line may be; at least so that the ids of a table are whole."""
-    return max(shutil.get_terminal_size((_WIDE, 24)).columns, _LEAST)
+    return max(shutil.get_terminal_size((_WIDE, 24)).columns, LEAST_WIDTH)
 
 
 def is_wrapped() -> bool:
     """Tell whether lines have to end somewhere: on a terminal, or where $COLUMNS says so."""
     return width() < _WIDE
-
-
-def put(*parts: RenderableType) -> None:
-    """Print tables and texts, as wide as the terminal; what is piped is not wrapped and has no colours."""
-    console = _console()
-    if console.is_terminal:
-        console.print(*parts, sep="\n")
-        return
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str | Text) and not is_wrapped())
-    for line in captured.get().splitlines():
-        print(line.rstrip())  # noqa: T201 - this is what prints
-
-
-def hang(head: Text, body: Text) -> Text:
-    """Return *body* beside *head*, wrapped where it has to be, and its further lines indented as its first."""
-    if not is_wrapped():
-        return head + body
-    room = max(width() - head.cell_len, _LEAST // 2)
-    lines = body.wrap(_console(), room, overflow="fold") or [Text()]
-    for line in lines:
-        line.rstrip()
-    indent = Text("\n" + " " * head.cell_len)
-    return head + indent.join(lines)
-
-
-def _console() -> Console:
-    return Console(width=width(), highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:

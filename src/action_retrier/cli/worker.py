@@ -8,7 +8,8 @@ import typer
 from .._policy import check_name, check_number
 from ..app import DEFAULT_CONCURRENCY, DEFAULT_GRACE_MS
 from .loading import WrongUsage, as_usage, load_module, make_app
-from .options import DatabaseOption, JsonOption, NamespaceOption, milliseconds, whole
+from .loops import Loop
+from .options import DatabaseOption, JsonOption, NamespaceOption, choices, milliseconds, one_of, whole
 from .process import WorkerProcess
 from .supervisor import Supervisor
 
@@ -50,6 +51,15 @@ def worker(
             help="On a stop, attempts that have begun may end for so long.",
         ),
     ] = DEFAULT_GRACE_MS,
+    loop: Annotated[
+        Loop,
+        typer.Option(
+            metavar=choices(Loop),
+            parser=one_of("--loop", Loop),
+            help="The event loop. Default: uvloop where it is installed, else asyncio's.",
+            show_default=False,
+        ),
+    ] = Loop.AUTO,
     app: Annotated[str | None, typer.Option("--app", metavar="MODULE:APP", help="The same as the argument.")] = None,
     database: DatabaseOption = None,
     namespace: NamespaceOption = None,
@@ -72,7 +82,7 @@ def worker(
         for queue in queues or []:
             check_name("--queue", queue)
     if processes > 1:
-        arguments = ["--concurrency", str(concurrency), "--grace-ms", str(grace_ms)]
+        arguments = ["--concurrency", str(concurrency), "--grace-ms", str(grace_ms), "--loop", loop]
         arguments += [one for module in imports or [] for one in ("--import", module)]
         arguments += [one for queue in queues or [] for one in ("--queue", queue)]
         arguments += [] if database is None else ["--database", database]
@@ -89,6 +99,7 @@ def worker(
         concurrency=concurrency,
         queues=queues or None,
         grace_ms=grace_ms,
+        loop=loop,
         json=json,
         supervised=supervised,
         told=told,
