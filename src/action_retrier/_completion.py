@@ -203,7 +203,7 @@ class Completion:
     async def _finish_and_call_in(self, transaction: Transaction, report: Report) -> Fate:
         call = _Call()
         try:
-            async with transaction.savepoint():
+            async with transaction.savepoint(op_first=True):
                 return await self._finish_and_call(transaction, report, call)
         except BaseException as error:
             if self._concerns_others(transaction, error):

@@ -1,6 +1,7 @@
 """What user code can do to a transaction in PostgreSQL's and psycopg's own ways: it ends none unnoticed."""
 
 import contextlib
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.adapt import Loader
 
+from action_retrier._lifecycle import Succeeded
 from action_retrier.results import InProgress
 
 from .bench import OWN, SHARED, Bench, isolations
@@ -188,7 +190,15 @@ async def test_settings_of_the_connection_are_its_own(
 
 @isolations
 @pytest.mark.parametrize(
-    "setting", [*SESSION_SETTINGS, "SET LOCAL search_path = nowhere", "SET TimeZone = 'Asia/Tokyo'"]
+    "setting",
+    [
+        *SESSION_SETTINGS,
+        "SET LOCAL search_path = nowhere",
+        "SET TimeZone = 'Asia/Tokyo'",
+        "SET client_encoding = 'LATIN1'",
+        "SET standard_conforming_strings = off",
+        "DEALLOCATE ALL",
+    ],
 )
 async def test_settings_of_the_session_are_its_own(bench: Bench, isolation: Any, setting: str) -> None:
     """The next callback in the same session finds it as if nobody had been there, in the same transaction too."""
@@ -205,6 +215,96 @@ async def test_settings_of_the_session_are_its_own(bench: Bench, isolation: Any,
     await completed(bench, set_it, isolation)
     assert len(set(found)) == 1
     assert len(set(transactions)) == (1 if isolation == SHARED else 3)
+
+
+@isolations
+@pytest.mark.parametrize("setting", ["SET client_encoding = 'LATIN1'", "SET standard_conforming_strings = off"])
+async def test_what_the_next_run_returns_is_written_as_it_is(bench: Bench, isolation: Any, setting: str) -> None:
+    """In the encoding, and with the quotes and backslashes, that are ours."""
+
+    def set_it(ctx: Any) -> None:
+        ctx.db.execute(setting)
+
+    bench.callback(set_it, isolation=isolation)
+    rows = [bench.claimed() for _ in range(3)]
+    result = json.dumps("'ü€\\'; \"$1\n", ensure_ascii=False)
+
+    assert await bench.completion.complete([bench.report(row, Succeeded(result)) for row in rows]) == []
+
+    assert [bench.store.row(row["id"])["result"] for row in rows] == [result] * 3
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done")] * 3
+
+
+async def test_a_callback_that_shares_its_transaction_costs_two_exchanges(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of ours, and one for its only statement."""
+    exchanges = 0
+    wait = psycopg.AsyncConnection.wait
+
+    async def counted(connection: Any, *given: Any, **options: Any) -> Any:
+        nonlocal exchanges
+        exchanges += 1
+        return await wait(connection, *given, **options)
+
+    async def one_statement(ctx: Any) -> None:
+        await ctx.db.execute("SELECT 1")
+
+    bench.callback(one_statement, isolation=SHARED)
+    few, many = ([bench.claimed() for _ in range(count)] for count in (2, 6))
+    await bench.complete([bench.claimed(), bench.claimed()])  # which opens the connection
+    monkeypatch.setattr(psycopg.AsyncConnection, "wait", counted)
+    took = []
+    for rows in (few, many):
+        exchanges = 0
+        await bench.complete(rows)
+        took.append(exchanges)
+
+    assert took[1] - took[0] == 4 * 2
+    assert {bench.state(row)[:2] for row in (*few, *many)} == {("succeeded", "done")}
+
+
+async def test_an_error_of_the_database_that_a_callback_swallows_is_its_own(bench: Bench) -> None:
+    """The transaction has failed with it, up to the savepoint. Its neighbours are called once."""
+    called = []
+
+    async def swallow(ctx: Any, context: Any) -> None:
+        called.append(context)
+        with contextlib.suppress(psycopg.Error):
+            await ctx.db.execute("SELECT 1 / 0")
+
+    def honest(ctx: Any, context: Any) -> None:
+        called.append(context)
+        bench.note(ctx, context)
+
+    bench.callback(swallow, isolation=SHARED)
+    bench.callback(honest, "honest", isolation=SHARED)
+    rows = [bench.claimed(name, context=f'"{n}"') for n, name in enumerate(("honest", "done", "honest", "done"))]
+
+    await bench.complete(rows)
+
+    assert called == ["0", "1", "2", "3"]
+    assert bench.notes == ["0", "2"]
+    assert [bench.state(row)[1:] for row in rows] == [("done", 1), ("pending", 1), ("done", 1), ("pending", 1)]
+
+
+@past_the_guard
+async def test_the_last_one_that_ends_a_shared_transaction_is_noticed(bench: Bench, way: Any) -> None:
+    """Nothing comes after it but the COMMIT, which would commit what it has begun."""
+
+    def cheat(ctx: Any) -> None:
+        way(ctx.db, b"ROLLBACK; BEGIN")
+        bench.note(ctx, "cheat on")
+
+    bench.callback(cheat, isolation=SHARED)
+    bench.callback(lambda ctx, context: bench.note(ctx, f"honest {context}"), "honest", isolation=SHARED)
+    rows = [bench.claimed(name, context=str(n)) for n, name in enumerate(("honest", "done"))]
+
+    await bench.complete(rows)
+
+    assert [bench.state(row)[:2] for row in rows] == [("succeeded", "done"), ("succeeded", "pending")]
+    assert bench.notes == ["honest 0"]
+    assert "user code ended the transaction" in bench.store.row(rows[1]["id"])["callback_error"]
 
 
 async def test_what_is_left_in_the_session_does_not_meet_the_next(bench: Bench) -> None:

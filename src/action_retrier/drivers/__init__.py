@@ -75,8 +75,14 @@ class Transaction(Protocol):
     def user_code_sync(self) -> AbstractContextManager[None]:
         """Guard a stretch in which user code holds the connection."""
 
-    def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """Undo what happens inside if it raises, and nothing else."""
+    def savepoint(self, *, op_first: bool = False) -> AbstractAsyncContextManager[None]:
+        """
+        Undo what happens inside if it raises, and nothing else.
+
+        Args:
+            op_first: An operation of ours comes first inside, and one of ours, another savepoint or the transaction's
+                end comes next after it: then it costs no exchange of its own where exchanges cost something.
+        """
 
     def savepoint_sync(self) -> AbstractContextManager[None]:
         """Undo what happens inside if it raises, and nothing else."""

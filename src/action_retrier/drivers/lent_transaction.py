@@ -163,7 +163,7 @@ class BlockingTransaction(LentTransaction, ABC):
         self.handle.execute(_RELEASE)
 
     @contextlib.asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    async def savepoint(self, *, op_first: bool = False) -> AsyncIterator[None]:  # noqa: ARG002 - all costs the same
         """Undo what happens inside if it raises, and nothing else."""
         async with self._in_lane(self.savepoint_sync()):
             yield
@@ -221,7 +221,7 @@ class AwaitedTransaction(LentTransaction, ABC):
             self._explain(error, raised=raised)
 
     @contextlib.asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    async def savepoint(self, *, op_first: bool = False) -> AsyncIterator[None]:  # noqa: ARG002 - all costs the same
         """Undo what happens inside if it raises, and nothing else."""
         await self.handle.execute_async(_SAVEPOINT)
         try:

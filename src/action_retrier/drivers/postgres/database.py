@@ -248,6 +248,8 @@ class PostgresDatabase:
             transaction = PostgresTransaction(connection, self._target, self._now_us, lending)
             try:
                 yield transaction
+                if transaction.is_open:
+                    await transaction.pay()
             except BaseException:
                 if transaction.is_open:  # else somebody's thread may still be using what has been abandoned
                     transaction.is_open = False

@@ -147,7 +147,12 @@ class UserConnection(psycopg.Connection[Any]):
 
 
 class AsyncUserConnection(psycopg.AsyncConnection[Any]):
-    """An async one."""
+    """
+    An async one.
+
+    Attributes:
+        prepared: The statements of ours that are prepared on it, and their names there.
+    """
 
     is_abandoned = False
     """Some thread may still be using it. So nobody closes it: its descriptor would be given to the next connection."""
@@ -156,6 +161,7 @@ class AsyncUserConnection(psycopg.AsyncConnection[Any]):
         super().__init__(*args, **kwargs)
         self.guard = _Guard()
         self.own_threshold = self.prepare_threshold
+        self.prepared: dict[str, str] = {}
         self.settle()
 
     def __del__(self, *_: object) -> None:  # psycopg's warns of a connection that nobody closed

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from ..._statements import Op, Rows, Statement, adrive, drive
 from .. import LENT, Colour
@@ -16,6 +17,7 @@ from .commits import Lending, settings_as_begun
 from .connection import CALL_S, execute, execute_async, tell, tell_async, translated
 from .deadlines import cut, deadlines
 from .guarded import AsyncUserConnection, BlockingTwin, UserConnection
+from .spoken import can_speak, execute_after
 from .urls import Target
 
 T = TypeVar("T")
@@ -24,6 +26,8 @@ T = TypeVar("T")
 _SAVEPOINT = f"action_retrier_{secrets.token_hex(8)}"
 # Another name: what undoes a savepoint around user code must not stop at the mark that the code has left.
 _MARK = f"action_retrier_{secrets.token_hex(8)}"
+_RELEASE = f"RELEASE {_SAVEPOINT}"
+_UNDO = f"ROLLBACK TO {_SAVEPOINT}"
 
 
 class PostgresTransaction:
@@ -32,6 +36,8 @@ class PostgresTransaction:
 
     A savepoint around user code tells whether it ended the transaction behind the guard's back:
     with it the savepoint is gone, whatever transaction is open now.
+
+    In async code, savepoints around operations of ours are made and released along with what is sent next.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class PostgresTransaction:
         self._call_s = call_s
         self._lending = lending
         self._has_served = False
+        self._owed: list[str] = []  # what is to be sent before anything else is
+        self._within = 0  # savepoints around what runs now
         self.to_release: tuple[str, ...] = ()
         """What is done once it has ended, for what user code may have left that others wait for."""
         self._twin: BlockingTwin | None = None
@@ -83,11 +91,11 @@ class PostgresTransaction:
         self._twin = None
         self.to_release = self._lending.resets.unlock
 
-    def _savepoint(self) -> str:
+    def _savepoint(self) -> list[str]:
         """Return what makes a savepoint; what user code before has set in this transaction must not count in it."""
         has_served, self._has_served = self._has_served, False
-        before = f"{settings_as_begun(self._lending.resets, self._lending.idle_s)}; " if has_served else ""
-        return f"{before}SAVEPOINT {_SAVEPOINT}"
+        before = [settings_as_begun(self._lending.resets, self._lending.idle_s)] if has_served else []
+        return [*before, f"SAVEPOINT {_SAVEPOINT}"]
 
     @contextlib.contextmanager
     def _our_call(self) -> Iterator[None]:
@@ -125,51 +133,115 @@ class PostgresTransaction:
         """Run *op* in this transaction."""
         async with self._turn:
             call = Undivided()
+            if self._connection.guard.tried is None:
+                return await self._run(op, call)  # whoever cancels it gives the transaction up
             return await call.run(self._run(op, call))
 
     async def _run(self, op: Op[T], call: Undivided) -> T:
-        async def execute(statement: Statement) -> Rows:
-            call.go_on()
-            return await self._execute(statement)
+        is_first = True
 
-        async with self.savepoint():
+        async def execute(statement: Statement) -> Rows:
+            nonlocal is_first
+            call.go_on()
+            was_first, is_first = is_first, False
+            try:
+                return await self._execute(statement)
+            except psycopg.errors.InvalidSqlStatementName:
+                if not was_first:
+                    raise
+                await self._tell(_UNDO)  # it was sent with the savepoint that is undone
+                return await self._execute(statement)
+
+        async with self._savepoint_of_a_call():
             result = await adrive(op, execute)
             call.go_on()
+        if self._connection.guard.tried is not None:
+            await self._pay()
         return result
 
     async def _execute(self, statement: Statement) -> Rows:
         assert isinstance(self._connection, psycopg.AsyncConnection)
+        if not can_speak(self._connection):
+            await self._pay()
+            with self._our_call():
+                return await execute_async(self._connection, statement, self._target.schema, self._now_us())
+        owed, self._owed = self._owed, []
         with self._our_call():
-            return await execute_async(self._connection, statement, self._target.schema, self._now_us())
+            return await execute_after(self._connection, owed, statement, self._target.schema, self._now_us())
 
     @contextlib.asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """Undo what happens inside if it raises, and nothing else."""
-        await self._tell(self._savepoint())
+    async def _savepoint_of_a_call(self) -> AsyncIterator[None]:
+        """Undo a call of ours if it raises. One savepoint is enough where it is the first in another one."""
+        if not self._owed or self._owed[-1] != f"SAVEPOINT {_SAVEPOINT}":
+            async with self.savepoint(op_first=True):
+                yield
+            return
         try:
             yield
         except BaseException:
             if self.is_open and not self._connection.closed:
-                await self._tell(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+                await self._tell(_UNDO)
             raise
-        await self._tell(f"RELEASE {_SAVEPOINT}")
 
-    async def _tell(self, text: str) -> None:
+    @contextlib.asynccontextmanager
+    async def savepoint(self, *, op_first: bool = False) -> AsyncIterator[None]:
+        """Undo what happens inside if it raises, and nothing else."""
+        self._owed += self._savepoint()
+        if not op_first:
+            await self._pay()
+        self._within += 1
+        try:
+            yield
+        except BaseException:
+            if self.is_open and not self._connection.closed:
+                with _smuggled():
+                    await self._tell(_UNDO, _RELEASE)
+            raise
+        finally:
+            self._within -= 1
+        self._owed.append(_RELEASE)
+        if not op_first:
+            await self._pay()
+
+    async def pay(self) -> None:
+        """
+        Send what is still to be sent; before the transaction is committed.
+
+        Raises:
+            RuntimeError: User code has ended the transaction, and begun another.
+        """
+        with _smuggled():
+            await self._pay()
+
+    async def _pay(self) -> None:
+        if self._owed:
+            await self._tell()
+
+    async def _tell(self, *texts: str) -> None:
         assert isinstance(self._connection, psycopg.AsyncConnection)
+        owed, self._owed = self._owed, []
         with self._our_call():
-            await tell_async(self._connection, text)
+            await tell_async(self._connection, "; ".join((*owed, *texts)))
 
     @contextlib.asynccontextmanager
     async def user_code(self) -> AsyncIterator[None]:
         """Guard a stretch in which user code holds the connection."""
         self._settle()
-        await self._tell(f"SAVEPOINT {_MARK}")
+        # A savepoint that is there is a mark as well.
+        is_marked = bool(self._within)
+        if is_marked:
+            await self._pay()
+        else:
+            await self._tell(f"SAVEPOINT {_MARK}")
         with self._guarded():
             yield
-        if self.is_open:
+        if not self.is_open:
+            return
+        self._has_served = True
+        # Marked by a savepoint that is still ours to release, and released along with what comes next.
+        if not is_marked or self._connection.pgconn.transaction_status != TransactionStatus.INTRANS:
             with _smuggled():
-                await self._tell(f"RELEASE {_MARK}")
-            self._has_served = True
+                await self._tell(_RELEASE if is_marked else f"RELEASE {_MARK}")
 
     # Blocking.
 
@@ -186,14 +258,14 @@ class PostgresTransaction:
     @contextlib.contextmanager
     def savepoint_sync(self) -> Iterator[None]:
         """Undo what happens inside if it raises, and nothing else."""
-        self._tell_sync(self._savepoint())
+        self._tell_sync("; ".join(self._savepoint()))
         try:
             yield
         except BaseException:
             if self.is_open and not self._connection.closed:
-                self._tell_sync(f"ROLLBACK TO {_SAVEPOINT}; RELEASE {_SAVEPOINT}")
+                self._tell_sync(f"{_UNDO}; {_RELEASE}")
             raise
-        self._tell_sync(f"RELEASE {_SAVEPOINT}")
+        self._tell_sync(_RELEASE)
 
     def _tell_sync(self, text: str) -> None:
         with self._our_call():

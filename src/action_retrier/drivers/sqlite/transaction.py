@@ -183,7 +183,7 @@ class SqliteTransaction:
         return self._connection
 
     @contextlib.asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    async def savepoint(self, *, op_first: bool = False) -> AsyncIterator[None]:  # noqa: ARG002 - all costs the same
         """Undo what happens inside if it raises, and nothing else."""
         with self.savepoint_sync():
             yield
