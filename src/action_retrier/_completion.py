@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from ._codec import ERROR_LIMIT, clean_text, describe_exception, loads
 from ._functions import Mutation
@@ -25,9 +25,7 @@ from ._ops.reports import (
     Settled,
     apply_moves,
     finish_callback,
-    lost_attempts,
     postpone_callback,
-    reopen_callback,
 )
 from ._registry import Registry
 from ._statements import Row
@@ -100,23 +98,6 @@ class _Call:
         self.is_out = False
 
 
-class _Shared:
-    """A transaction that callbacks share, as they get it; it notes whether one of them made a call of ours in it."""
-
-    def __init__(self, transaction: Transaction) -> None:
-        self.transaction = transaction
-        self.was_used = False
-
-    def __getattr__(self, name: str) -> Any:
-        if name in {"run", "run_sync"}:
-            self.was_used = True
-        return getattr(self.transaction, name)
-
-
-class _Touched(Exception):
-    """A callback has changed a run whose own callback was still to be called, in the transaction that they share."""
-
-
 class Completion:
     """Writes reports and calls back."""
 
@@ -176,28 +157,13 @@ class Completion:
         return busy
 
     async def _complete_in(self, transaction: Transaction, reports: Sequence[Report]) -> list[Fate]:
-        """End runs and call back, each callback in its savepoint; the first ones, if that takes long."""
+        """End runs and call back, each in its savepoint; only the first ones, if that takes long."""
         now_s = asyncio.get_running_loop().time
-        until_s, shared, became = now_s() + SHORT_S, _Shared(transaction), list[Fate]()
-        while len(became) < len(reports) and (not became or now_s() < until_s):
-            became += await self._complete_some_in(shared, reports[len(became) : len(became) + _AT_ONCE])
-        return became
-
-    async def _complete_some_in(self, shared: "_Shared", reports: Sequence[Report]) -> list[Fate]:
-        """
-        End runs and call back.
-
-        Where no user code can end the transaction, all ends are written at once. Elsewhere one that did would commit
-        the marks of the others, whose callbacks have not been called yet.
-        """
-        transaction = shared.transaction
-        if not self._database.is_airtight:
-            return [await self._finish_and_call_in(transaction, report) for report in reports]
-        applied = await transaction.run(apply_moves([report.settled(_DONE) for report in reports]))
-        became = [_fate(report, applied) for report in reports]
-        for report, fate in zip(reports, became, strict=True):
-            if fate == "written":
-                await self._call_in(shared, report)
+        until_s, became = now_s() + SHORT_S, list[Fate]()
+        for report in reports:
+            if len(became) % _AT_ONCE == 0 and became and now_s() >= until_s:
+                break
+            became.append(await self._finish_and_call_in(transaction, report))
         return became
 
     async def _finish_and_call_in(self, transaction: Transaction, report: Report) -> Fate:
@@ -206,34 +172,10 @@ class Completion:
             async with transaction.savepoint(op_first=True):
                 return await self._finish_and_call(transaction, report, call)
         except BaseException as error:
-            if self._concerns_others(transaction, error):
+            if not transaction.is_open or _is_being_canceled() or self._database.is_transient(error):
                 raise
             applied = await transaction.run(apply_moves([report.settled(self._postponed(report, error, call))]))
             return _fate(report, applied)
-
-    async def _call_in(self, shared: "_Shared", report: Report) -> None:
-        call, transaction = _Call(), shared.transaction
-        if shared.was_used and not await self._is_as_written(transaction, report):
-            raise _Touched
-        try:
-            async with transaction.savepoint():
-                await self._call(cast("Transaction", shared), report, call)
-        except BaseException as error:
-            if self._concerns_others(transaction, error):
-                raise
-            mark = self._postponed(report, error, call)
-            if not await transaction.run(reopen_callback(report.run_id, report.attempt, mark)):
-                raise _Touched from error
-
-    async def _is_as_written(self, transaction: Transaction, report: Report) -> bool:
-        """Tell whether a run still is as its end was written: another one's callback may remove it, or retry it."""
-        assert isinstance(report.move, Finish)
-        found = await transaction.run(lost_attempts([(report.run_id, report.attempt)]))
-        return found == [(report.run_id, report.attempt, report.move.state)]
-
-    def _concerns_others(self, transaction: Transaction, error: BaseException) -> bool:
-        """Tell whether a callback has not raised for reasons of its own, so that the shared transaction fails."""
-        return not transaction.is_open or _is_being_canceled() or self._database.is_transient(error)
 
     async def _complete_alone(self, report: Report) -> Fate:
         call = _Call()
@@ -264,16 +206,13 @@ class Completion:
         call.is_out = False
         fate = _fate(report, await transaction.run(apply_moves([report.settled(_DONE)])))
         if fate == "written":
-            await self._call(transaction, report, call)
+            callback = self._callback(report)
+            with call.out():
+                arguments = callback.callback_arguments(
+                    run_id=report.run_id, result=_result(report.move), context=report.context
+                )
+                await self._mutations.call(transaction, callback, arguments)
         return fate
-
-    async def _call(self, transaction: Transaction, report: Report, call: _Call) -> None:
-        callback = self._callback(report)
-        with call.out():
-            arguments = callback.callback_arguments(
-                run_id=report.run_id, result=_result(report.move), context=report.context
-            )
-            await self._mutations.call(transaction, callback, arguments)
 
     def _postponed(self, report: Report, error: BaseException, call: _Call) -> CallbackMark:
         delay = callback_delay_us(1, self._rng)

@@ -91,7 +91,6 @@ class SimulatedDatabase:
     url = location = "simulated"
     mutation_colours = frozenset({"async", "sync"})
     works_beside = True
-    is_airtight = True
     installation = "simulated"
 
     def __init__(self, server: Server, process: Process) -> None:

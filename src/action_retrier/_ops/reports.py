@@ -171,19 +171,6 @@ def postpone_callback(
     return bool((yield Statement("postpone_callback", parameters)))
 
 
-def reopen_callback(run_id: str, attempt: int, mark: CallbackMark) -> Op[bool]:
-    """Make a callback pending again that has been marked as done, and has raised since, in the same transaction."""
-    parameters = {
-        "id": run_id,
-        "attempt": attempt,
-        "tries": mark.tries,
-        "delay": mark.delay_us,
-        "error": mark.error,
-        "traceback": mark.traceback,
-    }
-    return bool((yield Statement("reopen_callback", parameters)))
-
-
 def return_callbacks(run_ids: Sequence[str], worker: str) -> Op[None]:
     """Give callbacks back that were claimed and not called: the tries are not counted."""
     for run_id in sorted(run_ids):

@@ -197,8 +197,6 @@ class Database(Protocol):
     def works_beside(self) -> bool:
         """Whether it works while this process does something else, and not in its place."""
 
-    is_airtight: bool
-    """Whether no user code can end a transaction that it is lent, by whatever way: elsewhere some are noticed after."""
     """Which colours of mutations it can serve."""
 
     @property

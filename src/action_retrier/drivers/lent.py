@@ -41,7 +41,6 @@ class LentDatabase(ABC):
     """A database that leaves everything but user code's transactions to the one underneath."""
 
     mutation_colours: frozenset[Colour]
-    is_airtight = False
 
     @property
     @abstractmethod

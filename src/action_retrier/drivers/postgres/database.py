@@ -69,7 +69,6 @@ class PostgresDatabase:
 
     mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
     works_beside = True
-    is_airtight = False
 
     def __init__(self, url: str, *, clock: Clock, auto_migrate: bool) -> None:
         self.url = mask_password(url)

@@ -43,7 +43,6 @@ class SqliteDatabase:
 
     mutation_colours: frozenset[Colour] = frozenset({"async", "sync"})
     works_beside = False
-    is_airtight = True
 
     def __init__(self, url: str, rest: str, *, clock: Clock, auto_migrate: bool) -> None:
         self.url = url
