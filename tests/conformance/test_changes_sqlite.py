@@ -11,7 +11,7 @@ import pytest
 from action_retrier.drivers.sqlite import changes as module
 from action_retrier.drivers.sqlite.users import Users
 
-from ..stores import Bell, Store, until
+from ..stores import LIMIT_S, Bell, Store, until
 
 
 @pytest.fixture
@@ -29,6 +29,25 @@ def test_a_commit_of_somebody_else_rings(store: Store, bell: Bell) -> None:
     connection.commit()
 
     assert bell.rings()
+
+
+def test_only_others_tell_that_there_may_be_something_to_claim(
+    store: Store, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim takes the one write lock: not after each commit of our own, too."""
+    monkeypatch.setattr(module, "_OURS_S", LIMIT_S)
+    bell.subscription.was_told = False
+    store.start()
+    assert bell.rings()
+    store.database.changes._tell()
+    assert not bell.subscription.was_told
+
+    monkeypatch.setattr(module, "_OURS_S", 0)
+    connection = store.system.connect()
+    store.system.write_note(connection, "theirs")
+    connection.commit()
+
+    until(lambda: bell.subscription.was_told)
 
 
 def test_what_is_committed_while_nobody_listens_is_heard_of_afterwards(store: Store, bell: Bell) -> None:

@@ -13,6 +13,7 @@ from .users import Users
 
 _SHORTEST_S = 0.001  # each look costs some 40 microseconds of CPU, for the most part to wake up
 _LONGEST_S = 0.05
+_OURS_S = 0.01  # what shows so soon after a commit of our own is that one
 _LIVELY_S = 5.0  # for how long after a commit it is looked for the next one without a pause
 _PATIENCE = 250  # then wait as small a part of the time for which nothing has happened
 _AGAIN = 10  # ask again when as small a part of the time has passed since the WAL was written to, for _LIVELY_S
@@ -61,6 +62,8 @@ class SqliteChanges:
         users.on_fork(self.drop_connection)
         self._connection: sqlite3.Connection | None = None
         self._connections = 0
+        self._committed_s = float("-inf")
+        """When this process has committed last."""
         self._subscriptions: list[SqliteSubscription] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -80,6 +83,7 @@ class SqliteChanges:
 
     def notify(self) -> None:
         """Tell the active subscriptions that something has been committed."""
+        self._committed_s = time.monotonic()
         for subscription in self._subscriptions:
             if subscription.active:
                 subscription.call()
@@ -127,10 +131,11 @@ class SqliteChanges:
         self.drop_connection()
 
     def _tell(self) -> None:
-        """Tell the active subscriptions that somebody else has committed something."""
+        """Tell the active subscriptions that something has been committed, and if that was somebody else."""
+        is_theirs = time.monotonic() - self._committed_s > _OURS_S
         for subscription in self._subscriptions:
             if subscription.active:
-                subscription.was_told = True
+                subscription.was_told = subscription.was_told or is_theirs
                 subscription.call()
 
     def _stamp(self) -> tuple[int, int, int] | None:
