@@ -306,6 +306,24 @@ def test_a_worker_that_shows_life_at_the_last_look_keeps_its_runs(
     assert [one["id"] for one in store.system.table("workers")] == [worker.id]
 
 
+def test_whoever_is_alone_looks_for_deaths_less_often(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle worker costs next to nothing. Whoever comes is seen within a second, and from then on watched closely."""
+
+    async def dead(_workers: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(store.database.leases, "dead", dead)
+    maintenance = Maintenance(store.database, store.clock, store.rng, NAMESPACE, 0)
+    looks_s = []
+    for _ in range(2):
+        worker = store.worker()
+        asyncio.run(maintenance.recover_dead(worker.id))
+        looks_s.append(maintenance.look_again_s)
+
+    alone_s, beside_others_s = looks_s
+    assert beside_others_s < alone_s <= 1
+
+
 def test_a_damaged_row_fails_for_good_and_its_neighbours_are_recovered(store: Store) -> None:
     """I1: what cannot be read keeps nobody from being settled."""
     worker = store.worker(mutations=("done",))

@@ -19,6 +19,7 @@ LEASE_US = 10_000_000
 """How long a worker may be silent before others take over its runs."""
 MARGIN_US = 2_000_000
 """How long before that it considers the lease lost itself."""
+_ALONE_S = 1.0
 
 
 _renewed: dict[str, int] = {}  # the workers of this process, whichever App they belong to
@@ -91,9 +92,9 @@ class SqliteLeases:
         """
         return [worker for worker in workers if self._is_dead(worker)]
 
-    def look_again_s(self, *, alone: bool) -> float:  # noqa: ARG002 - one look tells a death
-        """Return after how long to look again: at the next occasion."""
-        return 0.0
+    def look_again_s(self, *, alone: bool) -> float:
+        """Return after how long to look again: one look tells a death, so at the next occasion if anybody may die."""
+        return _ALONE_S if alone else 0.0
 
     def alive(self, workers: Rows) -> Rows:
         """Of the workers' rows, return those of the living."""
