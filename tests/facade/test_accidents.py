@@ -48,11 +48,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     transaction = Writer._transaction
 
     @contextlib.contextmanager
-    def failing(self: Writer, *, waits: bool = True) -> Iterator[sqlite3.Connection]:
+    def failing(self: Writer, *given: Any, **options: Any) -> Iterator[sqlite3.Connection]:
         if disk.is_full:
             disk.refused += 1
             raise DatabaseUnavailable(problem="the disk is full", remedy="free some space")
-        with transaction(self, waits=waits) as connection:
+        with transaction(self, *given, **options) as connection:
             yield connection
 
     monkeypatch.setattr(Writer, "_transaction", failing)
