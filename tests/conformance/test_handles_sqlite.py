@@ -1,5 +1,6 @@
 """A user's own ``sqlite3.Connection``: operations run in whatever transaction it holds."""
 
+import asyncio
 import contextlib
 import sqlite3
 import sys
@@ -92,6 +93,20 @@ def test_an_operation_that_raises_leaves_the_users_transaction_as_it_was(
     connection.commit()
     assert store.system.notes() == ["mine"]
     assert {row["id"] for row in store.system.table("runs") if not row["idempotency_key"]} == {kept.id}
+
+
+def test_a_conflict_under_an_older_name_leaves_nothing_behind(store: Store, connection: sqlite3.Connection) -> None:
+    """I6: a start beside it that has no key is undone with it: it was not the last that could fail."""
+    store.start("old", key="k", args='{"a": 1}')
+    renamed = store.starting("new", key="k")._replace(aliases=("old",))
+    store.system.write_note(connection, "mine")
+
+    with pytest.raises(IdempotencyConflict):
+        store.through(connection, start_runs, NAMESPACE, [store.starting(), renamed])
+
+    connection.commit()
+    assert len(store.system.table("runs")) == 1
+    assert store.system.notes() == ["mine"]
 
 
 def test_many_that_fail_half_way_leave_nothing_behind(store: Store, connection: sqlite3.Connection) -> None:
@@ -304,6 +319,22 @@ def test_a_handle_on_a_file_that_was_removed_is_refused(clock: ManualClock, tmp_
         with pytest.raises(InvalidContext, match="no tables"):
             database.executor(connection, writes=True)
     system.close()
+
+
+async def test_a_transaction_that_ends_while_a_call_waits_for_its_turn_is_none(store: Store) -> None:
+    """Else the start would commit by itself."""
+    async with aiosqlite.connect(store.database.location, isolation_level=None) as connection:
+        await connection.execute("BEGIN")
+        handle: Any = store.database.executor(connection, writes=True)
+        async with handle.alone():
+            call = asyncio.ensure_future(handle.run(start_runs(NAMESPACE, [store.starting()])))
+            await asyncio.sleep(0)
+            await connection.commit()
+
+        with pytest.raises(InvalidContext, match="autocommit mode"):
+            await call
+
+    assert store.system.table("runs") == []
 
 
 def test_what_is_no_connection_of_aiosqlites_is_no_handle(store: Store) -> None:

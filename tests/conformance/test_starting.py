@@ -234,6 +234,17 @@ def test_starting_many_known_keys_takes_time_by_the_run(store: Store) -> None:
     assert _Counted.comparisons <= 10 * len(again)
 
 
+def test_a_conflict_under_an_older_name_leaves_nothing_behind(store: Store) -> None:
+    """Nor of those beside it that have no key: nothing commits itself before all is known."""
+    store.start("old", key="k", args='{"a": 1}')
+    renamed = store.starting("new", key="k")._replace(aliases=("old",))
+
+    with pytest.raises(IdempotencyConflict):
+        store.write(start_runs, NAMESPACE, [store.starting(), renamed], stands_alone=True)
+
+    assert len(store.system.table("runs")) == 1
+
+
 class _Counted(Start):
     """A start that counts comparisons."""
 

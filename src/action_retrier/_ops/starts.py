@@ -53,7 +53,7 @@ def start_runs(namespace: str, starts: Sequence[Start], *, stands_alone: bool = 
             has inserted by then goes with its transaction, or its savepoint.
     """
     if not may_wait(starts):
-        yield from _insert(namespace, starts, stands_alone=stands_alone)
+        yield from _insert(namespace, starts, is_all=True, stands_alone=stands_alone)
         return [start.id for start in starts]
     renamed = yield from _owners(namespace, [start for start in starts if start.aliases], by_alias=True)
     # Keys in order: two transactions that start the same ones then wait for each other at most once.
@@ -61,7 +61,7 @@ def start_runs(namespace: str, starts: Sequence[Start], *, stands_alone: bool = 
     wanted = sorted(fresh, key=lambda start: (start.idempotency_key or "", start.action))
     owners = renamed
     while wanted:
-        inserted = yield from _insert(namespace, wanted, stands_alone=stands_alone)
+        inserted = yield from _insert(namespace, wanted)
         wanted = [start for start in wanted if start.idempotency_key is not None and start.id not in inserted]
         found = yield from _owners(namespace, wanted)
         owners |= found
@@ -75,13 +75,14 @@ def start_runs(namespace: str, starts: Sequence[Start], *, stands_alone: bool = 
     return [owners[start.id]["id"] if start.id in owners else start.id for start in starts]
 
 
-def _insert(namespace: str, starts: Sequence[Start], *, stands_alone: bool) -> Op[set[str]]:
-    """Insert those whose ids and keys are free; return their ids."""
+def _insert(
+    namespace: str, starts: Sequence[Start], *, is_all: bool = False, stands_alone: bool = False
+) -> Op[set[str]]:
+    """Insert those whose ids and keys are free; return their ids. Nothing else follows if that *is_all*."""
     inserted: set[str] = set()
-    has_keys = may_wait(starts)
     for at in range(0, len(starts), _BATCH):
         batch = [_encode(start) for start in starts[at : at + _BATCH]]
-        is_last = not has_keys and at + _BATCH >= len(starts)
+        is_last = is_all and at + _BATCH >= len(starts)
         # Done again under the same ids it inserts nothing twice.
         alone = stands_alone and is_last and at == 0
         rows = yield Statement("insert_runs", {"namespace": namespace}, batch, is_last=is_last, stands_alone=alone)

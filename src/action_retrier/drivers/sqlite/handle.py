@@ -81,7 +81,7 @@ class SqliteHandle(Handle):
         self._clock = clock
         self._is_empty = False  # there are no tables yet
         self._has_begun = False
-        self._looks_later = False
+        self._is_alone = self._looks_later = False
         self._expected: str | None = None  # what a statement that looks where it is has to find
         self.is_looking = False
         """Whether the statement is under way that tells where the handle leads."""
@@ -115,6 +115,8 @@ class SqliteHandle(Handle):
 
     def begin(self) -> Op[None]:
         """Check that it leads to our database, and begin what the user has not begun yet, as a writer."""
+        # Only now: whoever had the connection before us may have ended its transaction.
+        self._looks_later = self._is_alone and self._is_writer_already and not self._has_begun
         if not self._looks_later:
             yield from self._look()
 
@@ -185,13 +187,12 @@ class SqliteHandle(Handle):
         return super().run_sync(self._adapted(op, self._first(op)))
 
     def _first(self, op: Op[Any]) -> Statement | StopIteration:
-        """Return what *op* sends first, or how it ends, and note whether that looks by itself where it is."""
+        """Return what *op* sends first, or how it ends; note whether that is all, and looks by itself where it is."""
         try:
             first = next(op)
         except StopIteration as end:
             return end
-        is_alone = first.is_last and looks_where_it_is(first)  # three questions would take longer than it does
-        self._looks_later = is_alone and self._is_writer_already and not self._has_begun
+        self._is_alone = first.is_last and looks_where_it_is(first)  # three questions would take longer than it does
         return first
 
     def _adapted(self, op: Op[T], first: Statement | StopIteration) -> Op[T]:
