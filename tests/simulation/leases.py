@@ -188,9 +188,6 @@ class Line:
     def holds(self, key: int) -> bool:
         return self._session is not None and self._server.sessions.holder.get(key) is self._session
 
-    def committing(self, _: "Line") -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext()
-
     @contextlib.contextmanager
     def connection(self) -> Iterator["Line"]:
         process = self._process

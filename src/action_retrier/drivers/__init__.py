@@ -192,12 +192,11 @@ class Database(Protocol):
         """As given, with the password masked."""
 
     mutation_colours: frozenset[Colour]
+    """Which colours of mutations it can serve."""
 
     @property
     def works_beside(self) -> bool:
         """Whether it works while this process does something else, and not in its place."""
-
-    """Which colours of mutations it can serve."""
 
     @property
     def location(self) -> str:
