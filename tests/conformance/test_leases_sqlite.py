@@ -437,3 +437,9 @@ def test_a_lock_that_could_not_be_taken_is_in_nobodys_way(
                 file.acquire_now()
         file.acquire(file)
         file.release(file)
+
+
+def test_whoever_is_alone_looks_for_deaths_less_often(leases: SqliteLeases) -> None:
+    """Each look costs an idle worker CPU; whoever comes and dies in between is found in a second or so all the same."""
+    assert leases.look_again_s(alone=False) == 0
+    assert 0.5 < leases.look_again_s(alone=True) <= 1

@@ -12,7 +12,7 @@ from ...errors import DatabaseUnavailable
 from .users import Users
 
 _SHORTEST_S = 0.001  # each look costs some 40 microseconds of CPU, for the most part to wake up
-_LONGEST_S = 0.05
+_LONGEST_S = 0.1
 _OURS_S = 0.01  # what shows so soon after a commit of our own is that one
 _LIVELY_S = 5.0  # for how long after a commit it is looked for the next one without a pause
 _PATIENCE = 250  # then wait as small a part of the time for which nothing has happened
