@@ -1,24 +1,17 @@
 """A signal's handler that raises while its thread, in its own turn, writes to SQLite."""
 
-import contextlib
-import dis
 import functools
 import itertools
-import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from pathlib import Path
-from types import CodeType
-from typing import Any
 
 import pytest
 
-from action_retrier import drivers
 from action_retrier.errors import DatabaseUnavailable
 
 from ..stores import LIMIT_S, Store, in_thread
+from .signals import interrupted, raise_signal
 from .turns import exists, start
 
 _PROCESS = """
@@ -32,13 +25,6 @@ with open(sys.argv[1], "r+") as gate:
         except OSError:
             print("taken", flush=True)
 """
-
-
-_OURS = (str(Path(drivers.__file__).parent), contextlib.__file__, threading.__file__)
-
-
-class Signal(BaseException):
-    """What a signal's handler raises."""
 
 
 @pytest.fixture
@@ -58,44 +44,6 @@ def gate_seen_by(process: "subprocess.Popen[str]") -> str:
     process.stdin.write("\n")
     process.stdin.flush()
     return process.stdout.readline().strip()
-
-
-@functools.cache
-def _moments(code: CodeType) -> frozenset[int]:
-    """Return the offsets in *code* before which CPython may call a signal's handler: after calls, and where it begins."""
-    pairs = itertools.pairwise(dis.get_instructions(code))
-    return frozenset(after.offset for one, after in pairs if one.opname.startswith(("CALL", "RESUME")))
-
-
-def interrupted(moment: int, call: Any, handle: Any) -> bool:
-    """Make *call*, with a signal that is handled so at the moment of that number; False: it has ended before."""
-    left = moment
-
-    def trace(frame: Any, event: str, argument: object) -> Any:
-        del argument
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(_OURS):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in _moments(frame.f_code):
-            left -= 1
-            if left == 0:
-                sys.settrace(None)
-                handle()
-        return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    except (Signal, sqlite3.DatabaseError):
-        pass  # the latter is what the sqlite3 module makes of a signal that has come while SQLite was asking us
-    finally:
-        sys.settrace(None)
-    return left <= 0
-
-
-def raise_signal() -> None:
-    raise Signal
 
 
 def test_a_signal_may_interrupt_a_start_at_any_moment(store: Store, others: "subprocess.Popen[str]") -> None:

@@ -15,19 +15,21 @@ import psycopg
 class _Watch:
     """One limit, from its making to the end of its block."""
 
-    __slots__ = ("_changed", "connection")
+    __slots__ = ("_lock", "connection")
 
     def __init__(
-        self, connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", changed: threading.Condition
+        self,
+        connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]",
+        lock: contextlib.AbstractContextManager[Any],
     ) -> None:
         self.connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | None = connection
-        self._changed = changed
+        self._lock = lock
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:  # not in the midst of cutting it: its descriptor may soon be another connection's
+        with self._lock:  # not in the midst of cutting it: its descriptor may soon be another connection's
             self.connection = None  # it must not be kept open by whoever has forgotten it
 
 
@@ -47,7 +49,9 @@ class Deadlines:
         """Watch nothing; also in a forked child, whose parent's connections are the parent's to cut."""
         self._watches: list[tuple[float, int, _Watch]] = []
         self._order = itertools.count()
-        self._changed = threading.Condition()
+        # As it is, not through the Condition: written in Python, that might be left locked by a signal's handler.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
     def within(
@@ -55,8 +59,8 @@ class Deadlines:
     ) -> contextlib.AbstractContextManager[None]:
         """Cut *connection* unless the block that is entered with this ends within *seconds*."""
         until_s = time.monotonic() + seconds
-        with self._changed:
-            watch = _Watch(connection, self._changed)
+        with self._lock:
+            watch = _Watch(connection, self._lock)
             first = not self._watches or self._watches[0][0] > until_s
             heapq.heappush(self._watches, (until_s, next(self._order), watch))
             if self._thread is None:
@@ -68,7 +72,7 @@ class Deadlines:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while self._watches and (
                     self._watches[0][2].connection is None or self._watches[0][0] <= time.monotonic()
                 ):
