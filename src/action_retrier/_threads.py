@@ -58,7 +58,8 @@ class DaemonThreads:
 
     def _begin(self) -> None:
         self._tasks: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken as it is: a signal's handler might leave a Condition locked
+        self._changed = threading.Condition(self._lock)
         self._threads = 0
         self._idle = 0
         self._closed = False
@@ -86,7 +87,7 @@ class DaemonThreads:
 
     def submit(self, task: Callable[[], None]) -> None:
         """Have a thread do *task*, which must not raise."""
-        with self._changed:
+        with self._lock:
             self._tasks.append(task)
             if self._idle >= len(self._tasks):
                 self._changed.notify()
@@ -96,13 +97,13 @@ class DaemonThreads:
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their task."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 self._idle += 1
                 while not self._tasks and not self._closed and self._changed.wait(self._idle_s):
                     pass

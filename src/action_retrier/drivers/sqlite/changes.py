@@ -65,20 +65,21 @@ class SqliteChanges:
         self._committed_s = float("-inf")
         """When this process has committed last."""
         self._subscriptions: list[SqliteSubscription] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken as it is: a signal's handler might leave a Condition locked
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     def subscribe(self, call: Callable[[], None]) -> SqliteSubscription:
         """Make *call*, from any thread, after commits of this process and of others."""
         subscription = SqliteSubscription(self, call)
-        with self._changed:
+        with self._lock:
             self._subscriptions = [*self._subscriptions, subscription]
         return subscription
 
     def remove(self, subscription: SqliteSubscription) -> None:
         """End a subscription."""
-        with self._changed:
+        with self._lock:
             self._subscriptions = [one for one in self._subscriptions if one is not subscription]
 
     def notify(self) -> None:
@@ -90,7 +91,7 @@ class SqliteChanges:
 
     def look(self) -> None:
         """Start looking, or go on."""
-        with self._changed:
+        with self._lock:
             if self._thread is None and not self._stopping:
                 self._thread = threading.Thread(target=self._watch, name="action-retrier-watch", daemon=True)
                 self._thread.start()
@@ -98,7 +99,7 @@ class SqliteChanges:
 
     def close(self) -> None:
         """End the thread."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify()
             thread = self._thread
@@ -109,7 +110,7 @@ class SqliteChanges:
         seen, stamp = None, None
         stamped_s = asked_s = quiet_since = time.monotonic()
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._stopping and not any(one.active for one in self._subscriptions):
                     self._changed.wait()
                     quiet_since = time.monotonic()
